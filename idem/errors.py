@@ -1,0 +1,81 @@
+"""Every error this package raises, in one tree.
+
+    IdemError
+    ├── EmailError            (ValueError) an email or a part of it cannot be accepted
+    │   └── UnsupportedEmail  the email is valid, but this provider cannot express it
+    ├── InvalidKey            (ValueError) a key that no store and no provider could hold
+    ├── InputError            a file of emails that cannot be read, or that has a part nobody can place
+    ├── JobError              a job that is unknown, or that does not return emails
+    ├── SettingsError         a setting is missing, unknown, malformed or breaks a rule
+    ├── MissingExtra          an optional driver is not installed
+    ├── LedgerError
+    │   ├── LedgerUnavailable it does not answer: nothing may be sent
+    │   └── LedgerUnusable    it answers, but cannot be trusted: damaged, or of a newer version
+    └── BrokerError
+        └── BrokerUnavailable it does not answer: nothing was enqueued or acknowledged
+
+Each message says what failed, where, and what to do; none holds an address or a secret.
+"""
+
+from __future__ import annotations
+
+
+class IdemError(Exception):
+    """Raised when idem-workers cannot do what it was asked to do."""
+
+
+class EmailError(IdemError, ValueError):
+    """Raised when an email cannot be accepted; `field` names the part at fault."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class UnsupportedEmail(EmailError):
+    """Raised when a valid email asks for something that the provider does not offer."""
+
+
+class InvalidKey(IdemError, ValueError):
+    """Raised when a key is empty, too long, or holds characters that do not print."""
+
+
+class InputError(IdemError):
+    """Raised when a file of emails cannot be read at all; the message says what to do about it."""
+
+
+class JobError(IdemError):
+    """Raised when a job is unknown, is called wrongly, or returns something that is not an email."""
+
+
+class SettingsError(IdemError):
+    """Raised when a setting is missing, unknown or malformed, or breaks a rule with another one."""
+
+
+class MissingExtra(IdemError, ImportError):
+    """Raised when an optional driver is needed and not installed; the message names the extra."""
+
+    def __init__(self, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the extra '{extra}': pip install 'idem-workers[{extra}]'")
+        self.extra = extra
+
+
+class LedgerError(IdemError):
+    """Raised when the ledger cannot do its work."""
+
+
+class LedgerUnavailable(LedgerError):
+    """Raised when the ledger does not answer; whether a write was applied is not known."""
+
+
+class LedgerUnusable(LedgerError):
+    """Raised when the ledger is damaged, or was written by a version that this one does not know."""
+
+
+class BrokerError(IdemError):
+    """Raised when the broker cannot do its work."""
+
+
+class BrokerUnavailable(BrokerError):
+    """Raised when the broker does not answer; whether a job was enqueued is not known."""

@@ -1,0 +1,203 @@
+"""The ledger: the protocol's transitions as conditional writes on a store.
+
+Every write carries the fence of the record that it was computed from. When its condition fails, the stored record tells
+which of three things happened: the write had been applied and its answer was lost (recognised as one's own, rule 2), a
+note was added beside the claim (computed again on top of it), or somebody else has moved on.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from idem import protocol
+from idem.clock import Clock, Deadline
+from idem.errors import LedgerUnavailable
+from idem.outcome import Accepted, Outcome
+from idem.policy import Policy
+from idem.protocol import Close, Conflict, Done, Evidence, Intent, Record, Rules, State, Take, Wait
+from idem.stores.base import Store
+
+_PAUSE_SECONDS = 0.05
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to make the next attempt, until `lease` is over. `record` is what was written with it."""
+
+    record: Record
+    lease: Deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The claim was somebody else's by the time its holder came back; `record` is what they made of the key."""
+
+    record: Record
+
+
+class Ledger:
+    """What all workers agree on, for one provider and one policy."""
+
+    def __init__(  # noqa: PLR0913 - two of the six exist so that a simulation can decide chance and names
+        self,
+        store: Store,
+        *,
+        policy: Policy,
+        provider: str,
+        clock: Clock,
+        new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._store = store
+        self._policy = policy
+        self._rules = Rules(policy, provider)
+        self._clock = clock
+        self._new_id = new_id
+        self._jitter = jitter
+
+    def claim(self, intent: Intent) -> Claim | Done | Wait | Conflict:
+        """Take the right to the next attempt, or learn why not. One write when the key is new.
+
+        Raises `LedgerUnavailable`: the claim may have been written, but nobody acts on it; it ends with its lease.
+        """
+        claim_id = self._new_id()
+        stored: Record | None = None
+        while True:
+            # Before the write, so that the lease as we count it ends no later than the lease as others read it.
+            lease = Deadline.after(self._clock, self._policy.lease_seconds)
+            decision = protocol.claim(
+                stored,
+                intent,
+                now=self._clock.now(),
+                claim_id=claim_id,
+                rules=self._rules,
+            )
+            if not isinstance(decision, Take | Close):
+                return decision
+            blocking = self._write(stored, decision.record)
+            if blocking is None:
+                return Claim(decision.record, lease) if isinstance(decision, Take) else Done(decision.record)
+            stored = blocking
+
+    def freeze(self, claim: Claim, body: bytes, fingerprint: str) -> Claim | Lost:
+        """Fix what the job built, durably, and begin its first attempt under a fresh lease."""
+        lease = Deadline.after(self._clock, self._policy.lease_seconds)
+
+        def change(record: Record) -> Record:
+            return protocol.freeze(record, body, fingerprint, now=self._clock.now(), policy=self._policy)
+
+        written = self._change(claim, change)
+        return written if isinstance(written, Lost) else Claim(written, lease)
+
+    def split(self, claim: Claim, body: bytes, fingerprint: str) -> Record | Lost:
+        """Fix the list of emails that the job built; they are sent under their sub-keys."""
+        return self._change(claim, lambda record: protocol.split(record, body, fingerprint, now=self._clock.now()))
+
+    def settle(self, claim: Claim, outcome: Outcome) -> Record | Lost:
+        """Write what became of the claim's attempt.
+
+        While the lease runs, a ledger that does not answer is asked again; after it, `LedgerUnavailable` is raised, the
+        message stays unacknowledged, and its redelivery repairs. An acceptance of a lost claim is added as evidence.
+        """
+
+        def change(record: Record) -> Record:
+            return protocol.settle(record, outcome, now=self._clock.now(), policy=self._policy, jitter=self._jitter())
+
+        settled = self._insist(claim, lambda: self._change(claim, change))
+        if isinstance(settled, Lost) and isinstance(outcome, Accepted):
+            return Lost(self._insist(claim, lambda: self._testify(claim, outcome, settled.record)))
+        return settled
+
+    def note_conflict(self, record: Record, fingerprint: str | None) -> None:
+        """Write beside the record that another email, or another job, asked for its key; once for each."""
+        while not any(item.kind == "conflict" and item.detail == fingerprint for item in record.evidence):
+            evidence = Evidence(at=self._clock.now(), kind="conflict", detail=fingerprint)
+            stored = self._write(record, protocol.note(record, evidence, now=self._clock.now()))
+            if stored is None:
+                return
+            record = stored
+
+    def read(self, key: str) -> Record | None:
+        """The record of a key, as everybody else sees it."""
+        return self._store.read(key)
+
+    def list(self, state: State, limit: int) -> Iterator[Record]:
+        """Records in that state, the one longest unchanged first."""
+        return self._store.list(state, limit)
+
+    def count(self) -> Mapping[State, int]:
+        """How many records there are in each state."""
+        counts = self._store.count()
+        return {state: counts.get(state, 0) for state in State}
+
+    def close(self) -> None:
+        """Close the store."""
+        self._store.close()
+
+    def _write(self, old: Record | None, new: Record) -> Record | None:
+        """One conditional write; None when it holds, be it by an earlier copy of itself."""
+        stored = self._store.swap(old, new)
+        return None if stored is not None and _is_own(stored, new) else stored
+
+    def _change(self, claim: Claim, change: Callable[[Record], Record]) -> Record | Lost:
+        """Apply a transition of the claim's holder, on top of notes that others may have added meanwhile."""
+        record = claim.record
+        while True:
+            changed = change(record)
+            stored = self._write(record, changed)
+            if stored is None:
+                return changed
+            if not protocol.holds(stored, claim.record.claim_id):
+                return Lost(stored)
+            record = stored
+
+    def _testify(self, claim: Claim, accepted: Accepted, record: Record) -> Record:
+        """Bring a lost claim's acceptance into the record, whatever has become of it."""
+        claim_id = claim.record.claim_id
+        while not _already_known(record, accepted, claim_id):
+            changed = protocol.testify(
+                record,
+                accepted,
+                claim_id=claim_id,
+                now=self._clock.now(),
+                rules=self._rules,
+            )
+            stored = self._write(record, changed)
+            if stored is None:
+                return changed
+            record = stored
+        return record
+
+    def _insist(self, claim: Claim, write: Callable[[], _T]) -> _T:
+        while True:
+            try:
+                return write()
+            except LedgerUnavailable:
+                if claim.lease.left() <= _PAUSE_SECONDS:
+                    raise
+                self._clock.sleep(_PAUSE_SECONDS)
+
+
+def _is_own(stored: Record, new: Record) -> bool:
+    """Whether `new` had been applied already, perhaps with notes added on top of it.
+
+    The evidence counts too: two notes on one claim differ in nothing else, and one must not pass for the other.
+    """
+    return (
+        stored.claim_id == new.claim_id
+        and stored.state is new.state
+        and stored.version >= new.version
+        and stored.evidence[: len(new.evidence)] == new.evidence
+    )
+
+
+def _already_known(record: Record, accepted: Accepted, claim_id: str) -> bool:
+    if any(item.kind == "accepted" and item.claim_id == claim_id for item in record.evidence):
+        return True
+    settled = record.state is State.SENT
+    return settled and accepted.message_id is not None and record.message_id == accepted.message_id

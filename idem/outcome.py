@@ -1,0 +1,64 @@
+"""The only language a provider adapter may speak: what one attempt is known to have done.
+
+`Accepted`  the provider has the email; our promise ends here.
+`Rejected`  the provider will not take these bytes under this key, and did not.
+`NotSent`   proved: nothing left this machine, or the provider said that it did nothing. Trying again is safe.
+`Unknown`   anything else. The attempt may have been accepted, now or later.
+
+When in doubt, an adapter says `Unknown`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Ground(StrEnum):
+    """What a rejection is about, which decides how much it proves about earlier attempts (rule 5)."""
+
+    GATE = "gate"
+    """Refused before the provider looked at the key: credentials, permissions, quota."""
+    PAYLOAD = "payload"
+    """These bytes are not acceptable."""
+    CONFLICT = "conflict"
+    """The key is already bound to other bytes: the one answer here that is about the key itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The provider has the email, from this attempt or (`replayed`) from an earlier one under the same key."""
+
+    message_id: str | None = None
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """This attempt was definitely not accepted, and repeating it would not change that."""
+
+    detail: str
+    ground: Ground = Ground.PAYLOAD
+
+
+@dataclass(frozen=True, slots=True)
+class NotSent:
+    """This attempt was definitely not accepted, and may be repeated after `retry_after` seconds.
+
+    `credentials` marks the one cause that stops every email alike and that only a person can end.
+    """
+
+    detail: str
+    retry_after: float | None = None
+    credentials: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """This attempt may have been accepted."""
+
+    detail: str
+    retry_after: float | None = None
+
+
+Outcome = Accepted | Rejected | NotSent | Unknown

@@ -1,0 +1,14 @@
+"""What may be written to logs and records: words, never addresses."""
+
+from __future__ import annotations
+
+import re
+
+_ADDRESS = re.compile(r"[^\s@<>\"'(),;:\[\]]+@[^\s@<>\"'(),;:\[\]]+")
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+
+def redact(text: str, limit: int = 300) -> str:
+    """`text` as one line of at most `limit` characters, with every email address masked."""
+    line = _CONTROLS.sub(" ", _ADDRESS.sub("<address>", text)).strip()
+    return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -1,0 +1,506 @@
+"""The protocol: what may follow what, decided here and nowhere else. Pure: no I/O, and time is an argument.
+
+    (absent) --claim--> SENDING --settle--> SENT | REJECTED | RETRY | UNSURE | IN_DOUBT
+    RETRY    --claim--> SENDING                        nothing was sent: try again
+    UNSURE   --claim--> SENDING                        the window is open: same bytes, same key
+             --claim--> IN_DOUBT                       otherwise: never a blind resend
+    UNSURE | IN_DOUBT | RETRY --evidence--> SENT       a worker that had lost its claim brings an acceptance
+    (absent) --claim--> RENDERING --freeze--> SENDING  a job that builds one email in the worker
+                                  --freeze--> SPLIT    a job that built none or several: each has its own sub-key
+    RENDERING --settle--> RETRY | REJECTED             the function failed: nothing was sent
+
+A `Standing` is what a record means at an instant; SENDING whose lease is over stands as UNSURE. Three tables, `CLAIM`,
+`SETTLE` and `EVIDENCE`, hold every pair of a standing and an input. The functions below only look up and fill in.
+
+Every function returns a new record with `version` one higher. Writing it is the ledger's work: one conditional write on
+the claim id, the version and the state that the transition started from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum, StrEnum, auto
+from typing import Final
+
+from idem.outcome import Accepted, Ground, NotSent, Outcome, Rejected, Unknown
+from idem.policy import Policy
+
+#: Attempts that a record remembers one by one; `attempts` counts them all.
+MAX_HISTORY = 20
+
+
+class State(StrEnum):
+    """What a record durably says. The first four are live, the others ended."""
+
+    RENDERING = "rendering"
+    """A job is building its email. Nothing was sent; after the lease, another worker builds it again."""
+    SENDING = "sending"
+    """Durable before the first byte goes out. After a crash and the lease, it stands as UNSURE."""
+    RETRY = "retry"
+    """Nothing was sent so far; the next attempt may begin at `ready_at`."""
+    UNSURE = "unsure"
+    """An attempt may have been accepted, and the provider would recognise its key: send the same again."""
+    SENT = "sent"
+    """The provider accepted the email, once. Never changes."""
+    REJECTED = "rejected"
+    """Definitely not accepted, and not tried again. Never changes."""
+    IN_DOUBT = "in_doubt"
+    """An attempt may have been accepted, and repeating it could send twice. Waits for evidence or a person."""
+    SPLIT = "split"
+    """The job built none or several emails; they are frozen here and live under their sub-keys. Never changes."""
+
+
+#: States in which a queue message has done its work and may be acknowledged (rule 1).
+ENDED: Final = frozenset({State.SENT, State.REJECTED, State.IN_DOUBT, State.SPLIT})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One claim's call of the provider; `outcome` is None while nothing is known of it."""
+
+    number: int
+    claim_id: str
+    started_at: float
+    ended_at: float | None = None
+    outcome: str | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What was learnt about a key outside its claim: a zombie's acceptance (rule 6), or a conflicting email."""
+
+    at: float
+    kind: str
+    claim_id: str | None = None
+    message_id: str | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """The ledger's item for one key. Times are Unix seconds.
+
+    `job` names the function that builds the email, None for an email that arrived ready; `body` holds what it built.
+    `unsure_since` is the start of the first attempt that may have been accepted: the provider's window counts from it.
+    """
+
+    key: str
+    state: State
+    version: int
+    claim_id: str
+    created_at: float
+    updated_at: float
+    provider: str
+    job: str | None = None
+    fingerprint: str | None = None
+    body: bytes | None = None
+    generation: int = 0
+    attempts: int = 0
+    started_at: float | None = None
+    lease_until: float | None = None
+    ready_at: float | None = None
+    unsure_since: float | None = None
+    message_id: str | None = None
+    reason: str | None = None
+    history: tuple[Attempt, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the queue message behind this record has done its work."""
+        return self.state in ENDED
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What a message asks for: one email that is ready (its fingerprint), or a job that builds its own."""
+
+    key: str
+    fingerprint: str | None = None
+    job: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a worker goes by: its durations, and the provider that it sends through."""
+
+    policy: Policy
+    provider: str
+
+
+class Standing(Enum):
+    """What a record means at an instant."""
+
+    ABSENT = auto()
+    RENDERING_LIVE = auto()
+    RENDERING_OVER = auto()
+    SENDING_LIVE = auto()
+    RETRY_EARLY = auto()
+    RETRY_DUE = auto()
+    UNSURE_EARLY = auto()
+    UNSURE_OPEN = auto()
+    UNSURE_CLOSED = auto()
+    SENT = auto()
+    REJECTED = auto()
+    IN_DOUBT = auto()
+    SPLIT = auto()
+
+
+class Move(Enum):
+    """What a claim comes to."""
+
+    BEGIN = auto()
+    """Take the claim for an attempt that is the first as far as acceptance goes."""
+    REPLAY = auto()
+    """Take the claim to send the same bytes under the same key again."""
+    DOUBT = auto()
+    """Write IN_DOUBT: no attempt may follow by itself."""
+    WAIT = auto()
+    """Somebody else holds the claim, or it is too early."""
+    END = auto()
+    """There is nothing left to do."""
+
+
+CLAIM: Final[Mapping[Standing, Move]] = {
+    Standing.ABSENT: Move.BEGIN,
+    Standing.RENDERING_LIVE: Move.WAIT,
+    Standing.RENDERING_OVER: Move.BEGIN,
+    Standing.SENDING_LIVE: Move.WAIT,
+    Standing.RETRY_EARLY: Move.WAIT,
+    Standing.RETRY_DUE: Move.BEGIN,
+    Standing.UNSURE_EARLY: Move.WAIT,
+    Standing.UNSURE_OPEN: Move.REPLAY,
+    Standing.UNSURE_CLOSED: Move.DOUBT,
+    Standing.SENT: Move.END,
+    Standing.REJECTED: Move.END,
+    Standing.IN_DOUBT: Move.END,
+    Standing.SPLIT: Move.END,
+}
+
+
+class Verdict(Enum):
+    """An outcome, as far as the protocol tells outcomes apart."""
+
+    ACCEPTED = auto()
+    CONFLICT = auto()
+    REJECTED = auto()
+    NOT_SENT = auto()
+    NOT_SENT_GIVING_UP = auto()
+    UNKNOWN = auto()
+
+
+class Doubt(Enum):
+    """What is open about a claim's earlier attempts when its own outcome comes in."""
+
+    NONE = auto()
+    """No earlier attempt can have been accepted."""
+    OPEN = auto()
+    """One may have been, and the provider would still recognise the key."""
+    CLOSED = auto()
+    """One may have been, and a repetition could be a second email."""
+
+
+#: Rule 5, line by line: an outcome speaks for its own attempt. `UNKNOWN` has no row for `Doubt.NONE`, because the
+#: attempt itself is in doubt from then on.
+SETTLE: Final[Mapping[tuple[Verdict, Doubt], State]] = {
+    (Verdict.ACCEPTED, Doubt.NONE): State.SENT,
+    (Verdict.ACCEPTED, Doubt.OPEN): State.SENT,
+    (Verdict.ACCEPTED, Doubt.CLOSED): State.SENT,
+    (Verdict.CONFLICT, Doubt.NONE): State.REJECTED,
+    # The key is known under other bytes although only we use it: something of ours was accepted. A person must look.
+    (Verdict.CONFLICT, Doubt.OPEN): State.IN_DOUBT,
+    (Verdict.CONFLICT, Doubt.CLOSED): State.IN_DOUBT,
+    (Verdict.REJECTED, Doubt.NONE): State.REJECTED,
+    (Verdict.REJECTED, Doubt.OPEN): State.UNSURE,
+    (Verdict.REJECTED, Doubt.CLOSED): State.IN_DOUBT,
+    (Verdict.NOT_SENT, Doubt.NONE): State.RETRY,
+    (Verdict.NOT_SENT, Doubt.OPEN): State.UNSURE,
+    (Verdict.NOT_SENT, Doubt.CLOSED): State.IN_DOUBT,
+    (Verdict.NOT_SENT_GIVING_UP, Doubt.NONE): State.REJECTED,
+    (Verdict.NOT_SENT_GIVING_UP, Doubt.OPEN): State.UNSURE,
+    (Verdict.NOT_SENT_GIVING_UP, Doubt.CLOSED): State.IN_DOUBT,
+    (Verdict.UNKNOWN, Doubt.OPEN): State.UNSURE,
+    (Verdict.UNKNOWN, Doubt.CLOSED): State.IN_DOUBT,
+}
+
+#: Rule 6: an acceptance that comes from outside the claim. Where the state stays, it is noted, and what it exposes
+#: (a second acceptance, a wrong rejection) is there for a person to see.
+EVIDENCE: Final[Mapping[Standing, State]] = {
+    Standing.RENDERING_LIVE: State.RENDERING,
+    Standing.RENDERING_OVER: State.RENDERING,
+    Standing.SENDING_LIVE: State.SENDING,
+    Standing.RETRY_EARLY: State.SENT,
+    Standing.RETRY_DUE: State.SENT,
+    Standing.UNSURE_EARLY: State.SENT,
+    Standing.UNSURE_OPEN: State.SENT,
+    Standing.UNSURE_CLOSED: State.SENT,
+    Standing.SENT: State.SENT,
+    Standing.REJECTED: State.REJECTED,
+    Standing.IN_DOUBT: State.SENT,
+    Standing.SPLIT: State.SPLIT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """The claim is to be had: write this record, and it is yours."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Write this record: it ends here, IN_DOUBT."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Come back at `until`."""
+
+    until: float
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The key has ended; nothing is to be done."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """The key already stands for something else, which goes first; this intent is refused."""
+
+    record: Record
+
+
+Decision = Take | Close | Wait | Done | Conflict
+
+
+def standing(record: Record | None, now: float, rules: Rules) -> Standing:
+    """What `record` means at `now` for a worker that goes by `rules`."""
+    if record is None:
+        return Standing.ABSENT
+    live = record.lease_until is not None and now < record.lease_until
+    early = record.ready_at is not None and now < record.ready_at
+    match record.state:
+        case State.RENDERING:
+            return Standing.RENDERING_LIVE if live else Standing.RENDERING_OVER
+        case State.SENDING if live:
+            return Standing.SENDING_LIVE
+        case State.RETRY:
+            return Standing.RETRY_EARLY if early else Standing.RETRY_DUE
+        case State.SENDING | State.UNSURE:
+            return Standing.UNSURE_EARLY if early else _unsure(record, now, rules)
+        case ended:
+            return _ENDED[ended]
+
+
+_ENDED: Final = {
+    State.SENT: Standing.SENT,
+    State.REJECTED: Standing.REJECTED,
+    State.IN_DOUBT: Standing.IN_DOUBT,
+    State.SPLIT: Standing.SPLIT,
+}
+
+
+def _unsure(record: Record, now: float, rules: Rules) -> Standing:
+    """Only the provider that may have accepted the email can recognise its key, and only for so long."""
+    since = _unsure_since(record)
+    known = since is not None and record.provider == rules.provider and rules.policy.window_open(since, now)
+    return Standing.UNSURE_OPEN if known else Standing.UNSURE_CLOSED
+
+
+def _unsure_since(record: Record) -> float | None:
+    """The start of the first attempt that may have been accepted, the one under way included."""
+    return record.unsure_since if record.unsure_since is not None else record.started_at
+
+
+def claim(record: Record | None, intent: Intent, *, now: float, claim_id: str, rules: Rules) -> Decision:
+    """Decide what becomes of `intent`, given the record that its key has."""
+    if record is not None and _conflicts(record, intent):
+        return Conflict(record)
+    stands = standing(record, now, rules)
+    move = CLAIM[stands]
+    if record is not None and move is Move.END:
+        return Done(record)
+    if record is not None and move is Move.WAIT:
+        until = record.lease_until if stands in _LEASED else record.ready_at
+        return Wait(until if until is not None else now, record)
+    if record is not None and move is Move.DOUBT:
+        return Close(_doubt(record, now, claim_id))
+    return Take(_take(record or _blank(intent, now, rules), move, now, claim_id, rules))
+
+
+_LEASED: Final = frozenset({Standing.RENDERING_LIVE, Standing.SENDING_LIVE})
+
+
+def _conflicts(record: Record, intent: Intent) -> bool:
+    return record.job != intent.job or (intent.fingerprint is not None and record.fingerprint != intent.fingerprint)
+
+
+def _blank(intent: Intent, now: float, rules: Rules) -> Record:
+    return Record(
+        key=intent.key,
+        state=State.RETRY,
+        version=0,
+        claim_id="",
+        created_at=now,
+        updated_at=now,
+        provider=rules.provider,
+        job=intent.job,
+        fingerprint=intent.fingerprint,
+    )
+
+
+def _take(record: Record, move: Move, now: float, claim_id: str, rules: Rules) -> Record:
+    taken = replace(
+        record,
+        version=record.version + 1,
+        claim_id=claim_id,
+        lease_until=now + rules.policy.lease_seconds,
+        ready_at=None,
+        updated_at=now,
+        provider=rules.provider,
+    )
+    if record.fingerprint is None:
+        return replace(taken, state=State.RENDERING)
+    unsure_since = _unsure_since(record) if move is Move.REPLAY else None
+    return _begin_attempt(replace(taken, unsure_since=unsure_since), now)
+
+
+def _begin_attempt(record: Record, now: float) -> Record:
+    number = record.attempts + 1
+    attempt = Attempt(number=number, claim_id=record.claim_id, started_at=now)
+    return replace(
+        record,
+        state=State.SENDING,
+        attempts=number,
+        started_at=now,
+        history=(*record.history, attempt)[-MAX_HISTORY:],
+    )
+
+
+def _doubt(record: Record, now: float, claim_id: str) -> Record:
+    return replace(
+        record,
+        state=State.IN_DOUBT,
+        version=record.version + 1,
+        claim_id=claim_id,
+        unsure_since=_unsure_since(record),
+        lease_until=None,
+        ready_at=None,
+        updated_at=now,
+        reason=record.reason or "the worker that held the claim did not say what became of its attempt",
+    )
+
+
+def holds(record: Record, claim_id: str) -> bool:
+    """Whether that claim is still the one that may settle the record."""
+    return record.claim_id == claim_id and record.state in {State.RENDERING, State.SENDING}
+
+
+def freeze(record: Record, body: bytes, fingerprint: str, *, now: float, policy: Policy) -> Record:
+    """RENDERING -> SENDING: what the job built is fixed, and its first attempt begins, under a fresh lease."""
+    frozen = replace(
+        record,
+        version=record.version + 1,
+        body=body,
+        fingerprint=fingerprint,
+        lease_until=now + policy.lease_seconds,
+        updated_at=now,
+    )
+    return _begin_attempt(frozen, now)
+
+
+def split(record: Record, body: bytes, fingerprint: str, *, now: float) -> Record:
+    """RENDERING -> SPLIT: the list that the job built is fixed; its emails are sent under their sub-keys."""
+    return replace(
+        record,
+        state=State.SPLIT,
+        version=record.version + 1,
+        body=body,
+        fingerprint=fingerprint,
+        lease_until=None,
+        updated_at=now,
+    )
+
+
+def settle(record: Record, outcome: Outcome, *, now: float, policy: Policy, jitter: float) -> Record:
+    """RENDERING or SENDING -> what the holder's outcome makes of it. `jitter` is drawn from 0..1.
+
+    While rendering, nothing can have been accepted: only `NotSent` and `Rejected` are outcomes then.
+    """
+    if record.state is State.RENDERING and isinstance(outcome, Accepted | Unknown):
+        raise ValueError(f"{type(outcome).__name__} is not an outcome of rendering")
+    verdict = _verdict(record, outcome, now, policy)
+    unsure_since = _unsure_since(record) if verdict is Verdict.UNKNOWN else record.unsure_since
+    doubt = _doubt_of(unsure_since, now, policy)
+    state = SETTLE[verdict, doubt]
+    settled = replace(
+        record,
+        state=state,
+        version=record.version + 1,
+        lease_until=None,
+        started_at=None,
+        unsure_since=unsure_since,
+        updated_at=now,
+        history=_close_attempt(record, outcome, now),
+    )
+    if isinstance(outcome, Accepted):
+        return replace(settled, message_id=outcome.message_id, reason=None, body=None)
+    ready_at = None
+    if state in {State.RETRY, State.UNSURE}:
+        retry_after = outcome.retry_after if isinstance(outcome, NotSent | Unknown) else None
+        ready_at = now + policy.backoff((record.version + 1) // 2, jitter, retry_after)
+    return replace(settled, ready_at=ready_at, reason=outcome.detail)
+
+
+def _verdict(record: Record, outcome: Outcome, now: float, policy: Policy) -> Verdict:
+    match outcome:
+        case Accepted():
+            return Verdict.ACCEPTED
+        case Rejected(ground=Ground.CONFLICT):
+            return Verdict.CONFLICT
+        case Rejected():
+            return Verdict.REJECTED
+        case NotSent():
+            given_up = now - record.created_at >= policy.give_up_seconds
+            return Verdict.NOT_SENT_GIVING_UP if given_up else Verdict.NOT_SENT
+        case Unknown():
+            return Verdict.UNKNOWN
+
+
+def _doubt_of(unsure_since: float | None, now: float, policy: Policy) -> Doubt:
+    if unsure_since is None:
+        return Doubt.NONE
+    return Doubt.OPEN if policy.window_open(unsure_since, now) else Doubt.CLOSED
+
+
+def _close_attempt(record: Record, outcome: Outcome, now: float) -> tuple[Attempt, ...]:
+    """Write the outcome into the history's open entry; a record that is only rendering has none."""
+    if record.state is not State.SENDING or not record.history:
+        return record.history
+    detail = outcome.message_id if isinstance(outcome, Accepted) else outcome.detail
+    name = "Replayed" if isinstance(outcome, Accepted) and outcome.replayed else type(outcome).__name__
+    closed = replace(record.history[-1], ended_at=now, outcome=name, detail=detail)
+    return (*record.history[:-1], closed)
+
+
+def testify(record: Record, accepted: Accepted, *, claim_id: str, now: float, rules: Rules) -> Record:
+    """Add an acceptance that came from a lost claim; it ends a doubt, or exposes a duplicate (rule 6)."""
+    state = EVIDENCE[standing(record, now, rules)]
+    noted = note(record, Evidence(at=now, kind="accepted", claim_id=claim_id, message_id=accepted.message_id), now=now)
+    if state is record.state:
+        return noted
+    return replace(noted, state=state, message_id=accepted.message_id, lease_until=None, ready_at=None, started_at=None)
+
+
+def note(record: Record, evidence: Evidence, *, now: float) -> Record:
+    """Append to what is known about the key, and leave everything else, the claim included, as it is."""
+    return replace(record, version=record.version + 1, evidence=(*record.evidence, evidence), updated_at=now)

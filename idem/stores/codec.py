@@ -1,0 +1,38 @@
+"""Records as bytes: the one form that stores keep, with a version of its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from idem.errors import LedgerUnusable
+from idem.protocol import Record
+
+#: Moves when a reader of the former version would misread a record.
+RECORD_VERSION = 1
+
+_ENCODER = msgspec.json.Encoder()
+
+
+def encode_record(record: Record) -> bytes:
+    """The record as JSON, without its frozen body (which stores keep beside it) and without what is empty."""
+    fields: dict[str, Any] = msgspec.to_builtins(record)
+    del fields["body"]
+    return _ENCODER.encode({"v": RECORD_VERSION} | {name: value for name, value in fields.items() if value})
+
+
+def decode_record(data: bytes, body: bytes | None) -> Record:
+    """Read a record back; `LedgerUnusable` when a newer version wrote it or it is damaged."""
+    try:
+        fields = msgspec.json.decode(data, type=dict[str, Any])
+        version = fields.pop("v", None)
+        if version == RECORD_VERSION:
+            return replace(msgspec.convert(fields, Record), body=body)
+    except msgspec.MsgspecError as error:
+        raise LedgerUnusable("a record in the ledger cannot be read: it is damaged; restore the ledger") from error
+    raise LedgerUnusable(
+        f"a record in the ledger has version {version}, this program knows {RECORD_VERSION}: "
+        "upgrade the program before it works on this ledger"
+    )

@@ -1,0 +1,53 @@
+"""A store in this process's memory: for tests and for trying things out. Nothing survives the process."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from idem.errors import LedgerUnusable
+from idem.protocol import Record, State
+from idem.stores.base import VANISHED
+
+
+class MemoryStore:
+    """Records in a dictionary behind one lock."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, Record] = {}
+        self._lock = threading.Lock()
+
+    def read(self, key: str) -> Record | None:
+        """See `Store.read`."""
+        with self._lock:
+            return self._records.get(key)
+
+    def swap(self, old: Record | None, new: Record) -> Record | None:
+        """See `Store.swap`."""
+        with self._lock:
+            stored = self._records.get(new.key)
+            if stored is None and old is not None:
+                raise LedgerUnusable(VANISHED)
+            if _fence(stored) != _fence(old):
+                return stored
+            self._records[new.key] = new
+            return None
+
+    def list(self, state: State, limit: int) -> Iterator[Record]:
+        """See `Store.list`."""
+        with self._lock:
+            found = [record for record in self._records.values() if record.state is state]
+        return iter(sorted(found, key=lambda record: record.updated_at)[:limit])
+
+    def count(self) -> Mapping[State, int]:
+        """See `Store.count`."""
+        with self._lock:
+            return Counter(record.state for record in self._records.values())
+
+    def close(self) -> None:
+        """See `Store.close`; there is nothing to let go of."""
+
+
+def _fence(record: Record | None) -> tuple[str, int, State] | None:
+    return None if record is None else (record.claim_id, record.version, record.state)

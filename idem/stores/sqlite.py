@@ -1,0 +1,161 @@
+"""A store in one SQLite file: for any number of processes on one machine.
+
+Write-ahead log and full sync: a write that was answered survives a kill, and a power cut as far as the disk keeps its
+word. SQLite lets one writer in at a time; the others wait for `_BUSY_SECONDS`. Not for network file systems, whose
+locks SQLite cannot trust (sqlite.org/wal.html).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from idem.errors import LedgerUnavailable, LedgerUnusable
+from idem.protocol import Record, State
+from idem.stores.base import VANISHED
+from idem.stores.codec import decode_record, encode_record
+
+_BUSY_SECONDS = 10.0
+#: Marks the file as ours ("idem" in ASCII), and says which schema it has.
+_APPLICATION_ID = 0x6964656D
+_SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS records (
+    namespace  TEXT    NOT NULL,
+    key        TEXT    NOT NULL,
+    state      TEXT    NOT NULL,
+    version    INTEGER NOT NULL,
+    claim_id   TEXT    NOT NULL,
+    updated_at REAL    NOT NULL,
+    record     BLOB    NOT NULL,
+    body       BLOB,
+    PRIMARY KEY (namespace, key)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS records_by_state ON records (namespace, state, updated_at);
+"""
+
+_READ = "SELECT record, body FROM records WHERE namespace = ? AND key = ?"
+
+# True for a key that nobody has claimed. One statement is one transaction: of two writers, one finds the row there.
+_INSERT = """
+INSERT INTO records (state, version, claim_id, updated_at, record, body, namespace, key)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
+"""
+
+# True only for the record that the transition was computed from. The three together are the fence: the claim id alone
+# would let a late duplicate of a claim's first write undo its last one, the version alone would let a stranger in.
+_UPDATE = """
+UPDATE records SET state = ?, version = ?, claim_id = ?, updated_at = ?, record = ?, body = ?
+WHERE namespace = ? AND key = ? AND claim_id = ? AND version = ? AND state = ?
+"""
+
+
+class SqliteStore:
+    """Records in the table of one file, one connection a thread."""
+
+    def __init__(self, path: str | Path, namespace: str = "default") -> None:
+        self._path = Path(path)
+        self._namespace = namespace
+        self._local = threading.local()
+        self._open: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+
+    def read(self, key: str) -> Record | None:
+        """See `Store.read`."""
+        with self._connection() as connection:
+            row = connection.execute(_READ, (self._namespace, key)).fetchone()
+        return None if row is None else decode_record(*row)
+
+    def swap(self, old: Record | None, new: Record) -> Record | None:
+        """See `Store.swap`."""
+        values = (new.state.value, new.version, new.claim_id, new.updated_at, encode_record(new), new.body)
+        where = (self._namespace, new.key)
+        with self._connection() as connection:
+            if old is None:
+                written = connection.execute(_INSERT, values + where)
+            else:
+                written = connection.execute(_UPDATE, values + where + (old.claim_id, old.version, old.state.value))
+            if written.rowcount == 1:
+                return None
+        stored = self.read(new.key)
+        if stored is None:
+            raise LedgerUnusable(VANISHED)
+        return stored
+
+    def list(self, state: State, limit: int) -> Iterator[Record]:
+        """See `Store.list`."""
+        query = "SELECT record, body FROM records WHERE namespace = ? AND state = ? ORDER BY updated_at LIMIT ?"
+        with self._connection() as connection:
+            rows = connection.execute(query, (self._namespace, state.value, limit)).fetchall()
+        return (decode_record(*row) for row in rows)
+
+    def count(self) -> Mapping[State, int]:
+        """See `Store.count`."""
+        query = "SELECT state, count(*) FROM records WHERE namespace = ? GROUP BY state"
+        with self._connection() as connection:
+            rows = connection.execute(query, (self._namespace,)).fetchall()
+        unknown = {state for state, _ in rows} - set(State)
+        if unknown:
+            raise LedgerUnusable(
+                f"the ledger {self._path} has records in a state that this program does not know: upgrade it"
+            )
+        return {State(state): count for state, count in rows}
+
+    def close(self) -> None:
+        """See `Store.close`."""
+        with self._lock:
+            for connection in self._open:
+                connection.close()
+            self._open.clear()
+        self._local = threading.local()
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """This thread's connection; translates what SQLite raises."""
+        try:
+            connection = getattr(self._local, "connection", None) or self._connect()
+            yield connection
+        except (sqlite3.OperationalError, OSError) as error:
+            raise LedgerUnavailable(f"the ledger {self._path} does not answer: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise LedgerUnusable(
+                f"the ledger {self._path} is damaged or not a ledger ({error}): "
+                "restore it from a backup; without it, nothing can be sent safely"
+            ) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            self._prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self._local.connection = connection
+        with self._lock:
+            self._open.append(connection)
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == _SCHEMA_VERSION:
+            return
+        owner = connection.execute("PRAGMA application_id").fetchone()[0]
+        tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        if version > _SCHEMA_VERSION and owner == _APPLICATION_ID:
+            raise LedgerUnusable(
+                f"the ledger {self._path} has schema {version}, this program knows {_SCHEMA_VERSION}: upgrade it"
+            )
+        if tables and owner != _APPLICATION_ID:
+            raise LedgerUnusable(f"{self._path} is a database of another program: name another file in IDEM_LEDGER_URL")
+        # One transaction, so that a second process finds all of it or nothing.
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA application_id = {_APPLICATION_ID}; "
+            f"PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;"
+        )

@@ -1,0 +1,32 @@
+"""Who does the work: what a user declares, the queue, the worker processes, the commands.
+
+    from idem import Email
+    from workers import App
+
+    app = App.from_env()
+
+    @app.job()
+    def order_confirmation(order_id: str) -> Email: ...
+
+    order_confirmation.send("1234", key="order-confirmation-1234")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workers.app import App, DeclaredJob
+    from workers.settings import Settings
+
+__all__ = ["App", "DeclaredJob", "Settings"]
+
+_HOMES = {"App": "workers.app", "DeclaredJob": "workers.app", "Settings": "workers.settings"}
+
+
+def __getattr__(name: str) -> Any:
+    # Found when asked for: `idem --help` should not wait for a queue library.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'workers' has no attribute {name!r}")

@@ -1,0 +1,114 @@
+"""The dramatiq actor: job -> send -> acknowledge, retry, or bury. The acknowledgement rule's other half.
+
+What the actor says of a message, the broker does (`brokers.base`). It says `Acknowledge` only for a durable outcome;
+an exception that leaves it saying nothing means that the message comes again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import dramatiq
+from dramatiq.middleware import CurrentMessage
+
+from idem.clock import Clock
+from idem.email import Email
+from idem.errors import BrokerError, EmailError, InvalidKey, JobError, LedgerError
+from idem.outcome import NotSent
+from idem.policy import Policy
+from idem.send import Ended, Later, Ready, Refused, Render, Result, Sender
+from workers.brokers.base import Acknowledge, Bury, Disposition, JobBroker, Retry, dispose
+from workers.jobs import ACTOR, QUEUE, email_message, read_job
+
+_log = logging.getLogger("idem.worker")
+
+JobFunction = Callable[..., Email | Sequence[Email] | None]
+
+
+class Performer:
+    """Performs messages: finds the job, hands it to the sender, and says what becomes of the message."""
+
+    def __init__(
+        self, sender: Sender, broker: JobBroker, functions: Mapping[str, JobFunction], *, policy: Policy, clock: Clock
+    ) -> None:
+        self._sender = sender
+        self._broker = broker
+        self._functions = functions
+        self._policy = policy
+        self._clock = clock
+        #: Set when the provider refused the credentials: every email would meet the same, and only a person can help.
+        self.credentials_refused = threading.Event()
+
+    def perform(self, message: dramatiq.Message[None], payload: Mapping[str, Any]) -> Disposition:
+        """Take the message as far as it goes now."""
+        try:
+            key, job, email = read_job(payload, message.message_id)
+        except (JobError, EmailError, InvalidKey) as error:
+            _log.error("message %s is buried: %s", message.message_id, error)
+            return Bury(str(error))
+        if job.job is not None and job.job not in self._functions:
+            return self._unknown_job(message, job.job)
+        try:
+            return self._dispose(key, self._sender.send(self._source(key, job, email)))
+        except (LedgerError, BrokerError) as error:
+            _log.error("key %s: %s; the job stays in the queue", key, error)
+            return Retry(self._pause(message))
+
+    def _source(self, key: str, job: Any, email: Email | None) -> Ready | Render:
+        if email is not None:
+            return Ready(key, email)
+        function = self._functions[job.job]
+        return Render(key, job.job, lambda: function(*job.args, **job.kwargs))
+
+    def _dispose(self, key: str, result: Result) -> Disposition:
+        match result:
+            case Refused():
+                _log.error("key %s already stands for another email; this one is buried", key)
+                return Bury("its key already stands for another email or job")
+            case Later(ready_at=ready_at, record=record, cause=cause):
+                self._report_later(key, record.reason, cause)
+                return Retry(max(0.0, ready_at - self._clock.now()))
+            case Ended(record=record, emails=emails):
+                # Before the acknowledgement, so that a crash in between repeats some and loses none.
+                for ready in emails:
+                    self._broker.enqueue(email_message(ready.email, ready.key)[0])
+                _log.info("key %s is %s%s", key, record.state, f" ({record.reason})" if record.reason else "")
+                return Acknowledge()
+
+    def _report_later(self, key: str, reason: str | None, cause: object) -> None:
+        if isinstance(cause, NotSent) and cause.credentials:
+            if not self.credentials_refused.is_set():
+                _log.error(
+                    "the provider refuses the credentials (%s); jobs stay in the queue until that is mended", reason
+                )
+            self.credentials_refused.set()
+        elif cause is not None:
+            _log.warning("key %s comes again later: %s", key, reason)
+
+    def _unknown_job(self, message: dramatiq.Message[None], name: str) -> Disposition:
+        """During a rolling deployment another worker may know it; after the time to give up, a person must."""
+        age = self._clock.now() - message.message_timestamp / 1000
+        if age >= self._policy.give_up_seconds:
+            _log.error("no worker knew the job %r for %.0f s; its message %s is buried", name, age, message.message_id)
+            return Bury(f"no worker knew the job {name!r}")
+        _log.error("no job is named %r here: start the worker with --app MODULE:APP that declares it", name)
+        return Retry(self._pause(message))
+
+    def _pause(self, message: dramatiq.Message[None]) -> float:
+        tries = message.options.get("tries", 0)
+        return self._policy.backoff(1 + (tries if isinstance(tries, int) else 0), jitter=1.0)
+
+
+def declare_actor(broker: dramatiq.Broker, performer: Performer) -> None:
+    """Declare on `broker` the one actor that all messages name."""
+
+    def idem(**payload: Any) -> None:
+        message = CurrentMessage.get_current_message()
+        if message is None:
+            raise RuntimeError("the actor runs inside a worker only")
+        dispose(message, performer.perform(message, payload))
+
+    dramatiq.actor(broker=broker, actor_name=ACTOR, queue_name=QUEUE)(idem)

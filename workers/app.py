@@ -1,0 +1,122 @@
+"""What a user declares: jobs that build emails. The framework sends each of them once."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec
+
+from idem.clock import SystemClock
+from idem.email import Email
+from idem.errors import JobError
+from idem.ledger import Ledger
+from idem.send import Point
+from workers import wiring
+from workers.actors import JobFunction, Performer, declare_actor
+from workers.jobs import QUEUE, email_message, job_message
+from workers.settings import Settings
+
+if TYPE_CHECKING:
+    from workers.brokers.redis import RedisBroker
+
+P = ParamSpec("P")
+
+
+class DeclaredJob(Generic[P]):
+    """A job function, with `send` beside the plain call."""
+
+    def __init__(self, app: App, name: str, function: Callable[P, Email | Sequence[Email] | None]) -> None:
+        self._app = app
+        self._function = function
+        self.name = name
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Email | Sequence[Email] | None:
+        """Build the email here and now, without sending it: for tests and previews."""
+        return self._function(*args, **kwargs)
+
+    def send(self, *args: Any, key: str | None = None, **kwargs: Any) -> str:
+        """Enqueue the job and return its key; returning means that the broker has it.
+
+        Without `key`, the message's own id is the key, and enqueueing twice means two emails. With it, twice is once.
+        Arguments must be JSON values. Raises `JobError` for arguments that the function does not take, and
+        `BrokerUnavailable` when it is not known whether the job was enqueued: call again with the same key.
+        """
+        try:
+            inspect.signature(self._function).bind(*args, **kwargs)
+        except TypeError as error:
+            raise JobError(f"job {self.name}: {error}") from error
+        message, used = job_message(self.name, args, kwargs, key)
+        self._app.broker.enqueue(message)
+        return used
+
+
+class App:
+    """An application: its settings, its jobs, and the way into the queue. Making one connects to nothing."""
+
+    def __init__(self, settings: Settings, *, reach: Callable[[Point], None] = lambda _: None) -> None:
+        self.settings = settings
+        self.jobs: dict[str, JobFunction] = {}
+        self._reach = reach
+        self._lock = threading.RLock()
+
+    @classmethod
+    def from_env(cls) -> App:
+        """An application with the settings of the environment and the working directory."""
+        return cls(Settings.load())
+
+    def job(self, name: str | None = None) -> Callable[[Callable[P, Email | Sequence[Email] | None]], DeclaredJob[P]]:
+        """Declare a function that returns an `Email`, a list of them, or None; by default under its own name."""
+
+        def declare(function: Callable[P, Email | Sequence[Email] | None]) -> DeclaredJob[P]:
+            if callable(name) or inspect.iscoroutinefunction(function):
+                raise JobError("write @app.job() above a plain function; coroutines are not awaited")
+            chosen = name or function.__name__
+            if chosen in self.jobs:
+                raise JobError(f"two jobs are named {chosen!r}: give one of them another name")
+            if "key" in inspect.signature(function).parameters:
+                raise JobError(f"job {chosen}: `key` names the idempotency key in send(); rename the parameter")
+            self.jobs[chosen] = function
+            return DeclaredJob(self, chosen, function)
+
+        if callable(name):
+            raise JobError("write @app.job() with parentheses")
+        return declare
+
+    def enqueue(self, email: Email, *, key: str | None = None) -> str:
+        """Enqueue an email that is ready and return its key; returning means that the broker has it.
+
+        The key is the argument's, else that of the email's `Idempotency-Key` header, else a new one. Raises
+        `UnsupportedEmail` for what the provider cannot express, and `BrokerUnavailable` like `send` of a job.
+        """
+        wiring.check_with(self.settings)(email)
+        message, used = email_message(email, key)
+        self.broker.enqueue(message)
+        return used
+
+    @cached_property
+    def broker(self) -> RedisBroker:
+        """The broker, with the queue declared."""
+        broker = wiring.build_broker(self.settings)
+        broker.declare_queue(QUEUE)
+        return broker
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The ledger of this application."""
+        return wiring.build_ledger(self.settings)
+
+    def performer(self) -> Performer:
+        """What a worker process needs: the actor declared on the broker, and everything behind it."""
+        clock = SystemClock()
+        sender = wiring.build_sender(self.settings, self.ledger, clock, self._reach)
+        performer = Performer(sender, self.broker, self.jobs, policy=wiring.build_policy(self.settings), clock=clock)
+        declare_actor(self.broker, performer)
+        return performer
+
+    def close(self) -> None:
+        """Let go of what was opened; the embedded server stops when its last user has closed."""
+        for name in ("broker", "ledger"):
+            if name in self.__dict__:
+                self.__dict__.pop(name).close()

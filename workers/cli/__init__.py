@@ -1,0 +1,83 @@
+"""The command `idem`. Each command's file is imported when the command is asked for, so that `idem --help` is quick.
+
+Exit status: 0 done, 1 a negative answer, 2 bad usage or settings. An error is one clear line on standard error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+import click
+
+from idem.errors import BrokerError, IdemError, LedgerError
+from idem.privacy import redact
+
+#: Every command, the file that has it, and what it is for.
+_COMMANDS = {
+    "demo": ("demo", "Send 500 emails through faults and kills, and count what arrived."),
+    "enqueue": ("enqueue", "Enqueue the emails of JSONL, CSV and .eml files."),
+    "explain": ("records", "Show what is known about one key."),
+    "init": ("init", "Prepare this directory: settings and ledger."),
+    "list": ("records", "List the records in one state."),
+    "sandbox": ("sandbox", "Serve the providers' APIs locally, with faults and an inbox."),
+    "status": ("records", "Count what waits in the queue and what the ledger holds."),
+    "worker": ("worker", "Send what is enqueued."),
+}
+
+
+class _Commands(click.Group):
+    """Finds a command by its name in the table above."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - the same
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"workers.cli.{_COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - the same
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in sorted(_COMMANDS.items())])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("idem-workers"), prog_name="idem")
+def idem() -> None:
+    """Queue workers for email jobs whose effect happens exactly once."""
+
+
+def main() -> NoReturn:
+    """Run the command line."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: list[str]) -> int:
+    """Run one command and return its exit status."""
+    try:
+        status: Any = idem.main(args, prog_name="idem", standalone_mode=False)
+    except click.exceptions.Abort:
+        return _fail("stopped; run the same command again to go on", 130)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (BrokerError, LedgerError) as error:
+        return _fail(str(error), 1)
+    except IdemError as error:
+        return _fail(str(error), 2)
+    except BrokenPipeError:
+        # Whoever read our output has gone, as `head` does; Python must not complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status if isinstance(status, int) else 0
+
+
+def _fail(problem: str, status: int) -> int:
+    click.echo(f"idem: {redact(problem, limit=1_000)}", err=True)
+    return status

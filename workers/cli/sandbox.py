@@ -1,0 +1,27 @@
+"""`idem sandbox`: the providers' APIs on this machine."""
+
+from __future__ import annotations
+
+import click
+
+from idem.errors import IdemError, MissingExtra
+
+
+@click.command("sandbox")
+@click.option("--port", type=click.IntRange(0, 65535), default=8025, show_default=True, help="0 picks a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+def sandbox_command(port: int, host: str) -> None:
+    """Serve the providers' APIs locally, with their idempotency rules, a fault switch and an inbox page."""
+    try:
+        from workers.sandbox.app import serve  # noqa: PLC0415 - an extra, imported when asked for
+    except ImportError as error:
+        raise MissingExtra("web", "the sandbox") from error
+    try:
+        serve(host, port, ready=lambda bound: _say_where(host, bound))
+    except OSError as error:
+        raise IdemError(f"cannot listen on {host} port {port} ({error.strerror}): choose another --port") from error
+
+
+def _say_where(host: str, port: int) -> None:
+    click.echo(f"inbox and log   http://{host}:{port}/")
+    click.echo(f"Lettermint      IDEM_LETTERMINT_BASE_URL=http://{host}:{port}/lettermint/v1")

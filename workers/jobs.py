@@ -1,0 +1,78 @@
+"""The message on the wire: a job by name with its arguments, or an email that is ready.
+
+    {"key": "welcome-42", "email": {"from": ..., "to": [...], "subject": ..., "text": ...}}
+    {"key": "order-1234", "job": "order_confirmation", "args": ["1234"], "kwargs": {}}
+
+The same object is welcome from anyone (DESIGN section 7). It is read strictly: nothing in it is dropped in silence.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from dramatiq import Message
+
+from idem.email import Email
+from idem.errors import JobError
+from idem.keys import check_key, take_explicit
+
+QUEUE = "default"
+ACTOR = "idem"
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What one queue message asks for. Without `key`, the message's own id is the key."""
+
+    key: str | None = None
+    email: dict[str, Any] | None = None
+    job: str | None = None
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        if (self.email is None) == (self.job is None):
+            raise ValueError("it must hold either an email or the name of a job")
+
+
+def email_message(email: Email, key: str | None) -> tuple[Message[None], str]:
+    """A message that carries `email`, and its key: the argument, else the email's header, else the message's id."""
+    email, explicit = take_explicit(email, key)
+    return _message(explicit, {"email": email.as_dict()})
+
+
+def job_message(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], key: str | None
+) -> tuple[Message[None], str]:
+    """A message that names a job, and its key. Raises `JobError` when an argument is not JSON."""
+    try:
+        plain = msgspec.json.decode(msgspec.json.encode({"args": list(args), "kwargs": dict(kwargs)}))
+    except (TypeError, msgspec.MsgspecError, RecursionError) as error:
+        raise JobError(f"job {name}: its arguments must be JSON values ({error})") from error
+    return _message(None if key is None else check_key(key), {"job": name} | plain)
+
+
+def _message(key: str | None, payload: dict[str, Any]) -> tuple[Message[None], str]:
+    message_id = str(uuid.uuid4())
+    used = key if key is not None else message_id
+    message: Message[None] = Message(
+        queue_name=QUEUE,
+        actor_name=ACTOR,
+        args=(),
+        kwargs={"key": used} | payload,
+        options={},
+        message_id=message_id,
+    )
+    return message, used
+
+
+def read_job(payload: Mapping[str, Any], message_id: str) -> tuple[str, Job, Email | None]:
+    """The key, the job, and its email if it has one; `JobError`, `InvalidKey` or `EmailError` if it is malformed."""
+    try:
+        job = msgspec.convert(dict(payload), Job)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise JobError(f"the message is malformed: {error}") from error
+    email, key = (None, job.key) if job.email is None else take_explicit(Email.from_dict(job.email), job.key)
+    return check_key(key if key is not None else message_id), job, email

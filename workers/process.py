@@ -1,0 +1,174 @@
+"""Worker processes: one that works, and one that keeps several of them working."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+
+from idem.errors import BrokerUnavailable, IdemError
+from workers.app import App
+
+_log = logging.getLogger("idem.worker")
+
+_LOOK_SECONDS = 0.1
+#: How long an idle worker may sleep between two looks at the queue.
+_IDLE_MS = 100
+_RESTART_SECONDS = 1.0
+_PR_SET_PDEATHSIG = 1
+
+
+def work(app: App, *, threads: int, until_empty: bool) -> int:
+    """Work until told to stop (SIGTERM, SIGINT), or until nothing is left; what was begun is finished first.
+
+    Returns the exit status: 0, or 1 when `until_empty` and the provider refuses the credentials, so that nothing can
+    be sent. Raises `IdemError` when the broker or the ledger cannot be used at the start.
+    """
+    performer = app.performer()
+    app.ledger.count()
+    app.broker.backlog()
+    worker = dramatiq.Worker(app.broker, worker_threads=threads, worker_timeout=_IDLE_MS)
+    with _stop_signals() as stop:
+        worker.start()
+        try:
+            while not stop.wait(_LOOK_SECONDS):
+                if until_empty and performer.credentials_refused.is_set():
+                    return _refused(app)
+                if until_empty and _is_empty(app):
+                    return 0
+            return 0
+        finally:
+            worker.stop(timeout=int(app.settings.shutdown_seconds * 1000))
+
+
+def _is_empty(app: App) -> bool:
+    try:
+        return app.broker.backlog().pending == 0
+    except BrokerUnavailable:
+        return False
+
+
+def _refused(app: App) -> int:
+    provider = app.settings.provider
+    _log.error(
+        "%s refuses the token: check IDEM_%s_TOKEN. Nothing is lost: the jobs stay in the queue",
+        provider,
+        provider.upper(),
+    )
+    return 1
+
+
+def keep_working(command: Sequence[str], processes: int) -> int:
+    """Run `command` in that many processes; one that is killed is started again. Returns the highest exit status."""
+    with _stop_signals() as stop:
+        children = [_Child(command) for _ in range(processes)]
+        while not stop.wait(_LOOK_SECONDS):
+            if not [child for child in children if child.alive()]:
+                break
+        for child in children:
+            child.terminate()
+        return max(child.status() for child in children)
+
+
+class _Child:
+    """One worker process, kept alive until it ends by itself."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = command
+        self._process = self._start()
+        self._started_at = time.monotonic()
+
+    def alive(self) -> bool:
+        """Whether it works, or works again: a process that a signal ended is replaced, no more than once a second."""
+        status = self._process.poll()
+        if status is None:
+            return True
+        if status >= 0:
+            return False
+        if time.monotonic() - self._started_at >= _RESTART_SECONDS:
+            _log.warning("a worker process was ended by signal %d; another one takes its place", -status)
+            self._process = self._start()
+            self._started_at = time.monotonic()
+        return True
+
+    def terminate(self) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+
+    def status(self) -> int:
+        """The exit status once it has ended; a process that a signal ended counts as 1."""
+        status = self._process.wait()
+        return 1 if status < 0 else status
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return start_process(self._command)
+
+
+def start_process(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process that is told to stop when this one ends, however it ends (on Linux)."""
+    parent = os.getpid()
+    return subprocess.Popen(command, preexec_fn=lambda: _follow(parent), **options)  # noqa: S603, PLW1509
+
+
+def idem_command(*args: str) -> list[str]:
+    """The command line that runs `idem` with this interpreter.
+
+    With -P, because a user's own package named `workers` in the working directory must not come first.
+    """
+    return [sys.executable, "-P", "-m", "workers.cli", *args]
+
+
+def _follow(parent: int) -> None:
+    """In the child: drain and stop when the parent is gone, be it by SIGKILL. Linux only; elsewhere children stay."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set; a second one is left to Python."""
+    stop = threading.Event()
+    before: dict[signal.Signals, Any] = {}
+
+    def on_signal(number: int, _frame: object) -> None:
+        stop.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, on_signal)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def load_app(name: str) -> App:
+    """The application that `MODULE:APP` names; the working directory is where modules are looked for first."""
+    module_name, colon, attribute = name.partition(":")
+    if not colon or not module_name or not attribute:
+        raise IdemError(f"--app {name}: write MODULE:APP, such as shop.mail:app")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        raise IdemError(f"--app {name}: there is no module named {error.name}") from error
+    except AttributeError as error:
+        raise IdemError(f"--app {name}: {error}") from error
+    if not isinstance(found, App):
+        raise IdemError(f"--app {name}: {attribute} is {type(found).__name__}; it must be a workers.App")
+    return found

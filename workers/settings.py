@@ -1,0 +1,235 @@
+"""The settings: the only reader of the environment.
+
+They come from the environment, then `.env`, then `idem.toml` in the working directory; the first that names a setting
+wins. Each is one line of `SETTINGS`, which is also what the README's table and the checks are made from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from idem.errors import SettingsError
+
+_PREFIX = "IDEM_"
+_PROVIDER_SETTING = re.compile(r"IDEM_(?P<provider>[A-Z0-9]+)_(?P<part>TOKEN|BASE_URL)")
+_ENV_LINE = re.compile(r"(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?P<value>.*)")
+
+#: The providers that have an adapter; each takes `IDEM_<PROVIDER>_TOKEN` and `IDEM_<PROVIDER>_BASE_URL`.
+PROVIDERS = ("lettermint",)
+
+
+class Secret:
+    """A value that must not be shown: its `repr` and `str` say only whether there is one."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The value itself, for the one place that sends it."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(set)" if self._value else "Secret(empty)"
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What one provider needs; `base_url` None means the provider's own."""
+
+    token: Secret
+    base_url: str | None
+
+
+def _setting(default: Any, name: str, help_text: str) -> Any:
+    return field(default=default, metadata={"name": _PREFIX + name, "help": help_text})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every setting, read and checked. Durations are in seconds."""
+
+    broker_url: str = _setting(
+        "embedded://.idem",
+        "BROKER_URL",
+        "where jobs wait: `embedded://DIR` starts a Valkey server in that directory, `redis://host:port/db` uses yours",
+    )
+    ledger_url: str = _setting("sqlite:///.idem/ledger.db", "LEDGER_URL", "where records are kept: `sqlite:///PATH`")
+    provider: str = _setting(
+        "lettermint", "PROVIDER", "who sends the emails: " + ", ".join(f"`{p}`" for p in PROVIDERS)
+    )
+    namespace: str = _setting("default", "NAMESPACE", "keeps the keys of two applications apart")
+    lease_seconds: float = _setting(60.0, "LEASE_SECONDS", "how long a worker may hold a claim")
+    http_timeout_seconds: float = _setting(
+        20.0, "HTTP_TIMEOUT_SECONDS", "the whole of one request to the provider; shorter than the lease"
+    )
+    window_seconds: float | None = _setting(
+        None, "WINDOW_SECONDS", "how long the provider remembers a key; by default what it documents, and never more"
+    )
+    visibility_seconds: float = _setting(
+        90.0, "VISIBILITY_SECONDS", "how long after a worker's last sign of life its jobs go to another one"
+    )
+    backoff_seconds: float = _setting(
+        1.0, "BACKOFF_SECONDS", "the first pause before a retry; it doubles, up to 15 min"
+    )
+    give_up_seconds: float = _setting(
+        86_400.0, "GIVE_UP_SECONDS", "after how long an email that was never sent ends as rejected"
+    )
+    shutdown_seconds: float = _setting(
+        30.0, "SHUTDOWN_SECONDS", "how long a stopping worker may finish what it began; longer than the HTTP timeout"
+    )
+    credentials: Mapping[str, Credentials] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_order("HTTP timeout", self.http_timeout_seconds, "<", "lease", self.lease_seconds)
+        _check_order("lease", self.lease_seconds, "<=", "visibility", self.visibility_seconds)
+        _check_order("HTTP timeout", self.http_timeout_seconds, "<", "shutdown", self.shutdown_seconds)
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, directory: Path | None = None) -> Settings:
+        """Read the environment and the files of `directory`; `SettingsError` names the setting and its source."""
+        values: dict[str, tuple[str, str]] = {}
+        for source, found in _sources(os.environ if environ is None else environ, directory or Path()):
+            for name, value in found:
+                _check_name(name, source)
+                values.setdefault(name, (value, source))
+        known = {item.metadata["name"]: item for item in fields(cls) if item.metadata}
+        parsed: dict[str, Any] = {
+            known[name].name: _parse(known[name], *values[name]) for name in values if name in known
+        }
+        return cls(**parsed, credentials=_credentials(values))
+
+
+#: Name, default and meaning of every setting that has a fixed name.
+SETTINGS = tuple(
+    (item.metadata["name"], item.default, item.metadata["help"]) for item in fields(Settings) if item.metadata
+)
+
+
+def _sources(environ: Mapping[str, str], directory: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    yield "the environment", [(name, value) for name, value in environ.items() if name.startswith(_PREFIX)]
+    yield ".env", list(_read_env(directory / ".env"))
+    yield "idem.toml", list(_read_toml(directory / "idem.toml"))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{path.name} cannot be read ({error.__class__.__name__}): it must be a UTF-8 text file"
+        ) from error
+
+
+def _read_env(path: Path) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(_read(path).splitlines(), 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        parts = _ENV_LINE.fullmatch(text)
+        if parts is None:
+            raise SettingsError(f".env line {number} is not NAME=value")
+        if parts["name"].startswith(_PREFIX):
+            yield parts["name"], _unquote(parts["value"])
+
+
+def _unquote(value: str) -> str:
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        return value[1:-1]
+    return value.split(" #", 1)[0].strip()
+
+
+def _read_toml(path: Path) -> Iterator[tuple[str, str]]:
+    """`lease_seconds = 60` is IDEM_LEASE_SECONDS; `token` in the table `[lettermint]` is IDEM_LETTERMINT_TOKEN."""
+    try:
+        tables = tomllib.loads(_read(path))
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"idem.toml is not TOML: {error}") from error
+    for name, value in tables.items():
+        parts = value.items() if isinstance(value, dict) else [("", value)]
+        for part, inner in parts:
+            if isinstance(inner, bool) or not isinstance(inner, str | int | float):
+                raise SettingsError(f"idem.toml: {name} must be a string, a number, or a table of those")
+            yield _PREFIX + "_".join(filter(None, (name, part))).upper(), str(inner)
+
+
+def _check_name(name: str, source: str) -> None:
+    known = {setting for setting, _, _ in SETTINGS}
+    found = _PROVIDER_SETTING.fullmatch(name)
+    if name in known or (found and found["provider"].lower() in PROVIDERS):
+        return
+    credentials = {f"{_PREFIX}{provider.upper()}_{part}" for provider in PROVIDERS for part in ("TOKEN", "BASE_URL")}
+    near = difflib.get_close_matches(name, sorted(known | credentials), n=1)
+    hint = f"did you mean {near[0]}?" if near else "the README lists the known ones"
+    raise SettingsError(f"unknown setting {name} in {source}; {hint}")
+
+
+def _parse(item: Any, value: str, source: str) -> str | float:
+    name = item.metadata["name"]
+    if not item.name.endswith("_seconds"):
+        return _PARSERS.get(item.name, _parse_text)(name, value)
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise SettingsError(f"{name} in {source} is not a number of seconds above 0")
+    return seconds
+
+
+def _parse_text(name: str, value: str) -> str:
+    if not value or not value.isprintable():
+        raise SettingsError(f"{name} is empty or holds characters that do not print")
+    return value
+
+
+def _parse_provider(name: str, value: str) -> str:
+    if value not in PROVIDERS:
+        raise SettingsError(f"{name} names no known provider; known: {', '.join(PROVIDERS)}")
+    return value
+
+
+_PARSERS: Mapping[str, Callable[[str, str], str]] = {"provider": _parse_provider}
+
+
+def _credentials(values: Mapping[str, tuple[str, str]]) -> dict[str, Credentials]:
+    found = {}
+    for provider in PROVIDERS:
+        token, _ = values.get(f"{_PREFIX}{provider.upper()}_TOKEN", ("", ""))
+        base_url, source = values.get(f"{_PREFIX}{provider.upper()}_BASE_URL", (None, ""))
+        if not all("!" <= char <= "~" for char in token):
+            raise SettingsError(f"{_PREFIX}{provider.upper()}_TOKEN holds a space or a character that is not ASCII")
+        if base_url is not None:
+            _check_base_url(f"{_PREFIX}{provider.upper()}_BASE_URL in {source}", base_url)
+        if token or base_url:
+            found[provider] = Credentials(Secret(token), base_url)
+    return found
+
+
+def _check_base_url(name: str, value: str) -> None:
+    try:
+        parts = urlsplit(value)
+        valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and value.isascii() and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid or parts.query or parts.fragment or parts.username:
+        raise SettingsError(f"{name} is not a base URL such as https://api.example.com/v1")
+
+
+def _check_order(name: str, value: float, sign: str, other: str, bound: float) -> None:
+    if not (value < bound if sign == "<" else value <= bound):
+        settings = f"IDEM_{name.upper().replace(' ', '_')}_SECONDS", f"IDEM_{other.upper()}_SECONDS"
+        raise SettingsError(
+            f"the {name} ({value:g} s) must be {sign} the {other} ({bound:g} s): set {settings[0]} or {settings[1]}"
+        )
