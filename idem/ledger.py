@@ -69,7 +69,7 @@ class Ledger:
         stored: Record | None = None
         while True:
             # Before the write, so that the lease as we count it ends no later than the lease as others read it.
-            lease = Deadline.after(self._clock, self._policy.lease_seconds)
+            lease = self._lease()
             decision = protocol.claim(
                 stored,
                 intent,
@@ -86,7 +86,7 @@ class Ledger:
 
     def freeze(self, claim: Claim, body: bytes, fingerprint: str) -> Claim | Lost:
         """Fix what the job built, durably, and begin its first attempt under a fresh lease."""
-        lease = Deadline.after(self._clock, self._policy.lease_seconds)
+        lease = self._lease()
 
         def change(record: Record) -> Record:
             return protocol.freeze(record, body, fingerprint, now=self._clock.now(), policy=self._policy)
@@ -102,15 +102,17 @@ class Ledger:
         """Write what became of the claim's attempt.
 
         While the lease runs, a ledger that does not answer is asked again; after it, `LedgerUnavailable` is raised, the
-        message stays unacknowledged, and its redelivery repairs. An acceptance of a lost claim is added as evidence.
+        message stays unacknowledged, and its redelivery repairs. An acceptance, of which nobody else may ever know, is
+        insisted on for one more lease; that of a lost claim is added as evidence.
         """
+        patience = self._lease() if isinstance(outcome, Accepted) else claim.lease
 
         def change(record: Record) -> Record:
             return protocol.settle(record, outcome, now=self._clock.now(), policy=self._policy, jitter=self._jitter())
 
-        settled = self._insist(claim, lambda: self._change(claim, change))
+        settled = self._insist(patience, lambda: self._change(claim, change))
         if isinstance(settled, Lost) and isinstance(outcome, Accepted):
-            return Lost(self._insist(claim, lambda: self._testify(claim, outcome, settled.record)))
+            return Lost(self._insist(patience, lambda: self._testify(claim, outcome, settled.record)))
         return settled
 
     def note_conflict(self, record: Record, fingerprint: str | None) -> None:
@@ -173,12 +175,15 @@ class Ledger:
             record = stored
         return record
 
-    def _insist(self, claim: Claim, write: Callable[[], _T]) -> _T:
+    def _lease(self) -> Deadline:
+        return Deadline.after(self._clock, self._policy.lease_seconds)
+
+    def _insist(self, patience: Deadline, write: Callable[[], _T]) -> _T:
         while True:
             try:
                 return write()
             except LedgerUnavailable:
-                if claim.lease.left() <= _PAUSE_SECONDS:
+                if patience.left() <= _PAUSE_SECONDS:
                     raise
                 self._clock.sleep(_PAUSE_SECONDS)
 
@@ -197,7 +202,7 @@ def _is_own(stored: Record, new: Record) -> bool:
 
 
 def _already_known(record: Record, accepted: Accepted, claim_id: str) -> bool:
-    if any(item.kind == "accepted" and item.claim_id == claim_id for item in record.evidence):
+    if any(item.kind == protocol.ACCEPTANCE and item.claim_id == claim_id for item in record.evidence):
         return True
     settled = record.state is State.SENT
     return settled and accepted.message_id is not None and record.message_id == accepted.message_id

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-_ADDRESS = re.compile(r"[^\s@<>\"'(),;:\[\]]+@[^\s@<>\"'(),;:\[\]]+")
+# Only from the start of a word, and without going back: linear, whatever a provider answers.
+_WORD = r"[^\s@<>\"'(),;:\[\]]"
+_ADDRESS = re.compile(rf"(?<!{_WORD}){_WORD}++@{_WORD}++")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 

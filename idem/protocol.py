@@ -4,7 +4,8 @@
     RETRY    --claim--> SENDING                        nothing was sent: try again
     UNSURE   --claim--> SENDING                        the window is open: same bytes, same key
              --claim--> IN_DOUBT                       otherwise: never a blind resend
-    UNSURE | IN_DOUBT | RETRY --evidence--> SENT       a worker that had lost its claim brings an acceptance
+    UNSURE | IN_DOUBT | RETRY --evidence--> SENT       a worker that had lost its claim brings an acceptance; brought
+                                                       while another attempt runs, it counts when that one is over
     (absent) --claim--> RENDERING --freeze--> SENDING  a job that builds one email in the worker
                                   --freeze--> SPLIT    a job that built none or several: each has its own sub-key
     RENDERING --settle--> RETRY | REJECTED             the function failed: nothing was sent
@@ -28,6 +29,9 @@ from idem.policy import Policy
 
 #: Attempts that a record remembers one by one; `attempts` counts them all.
 MAX_HISTORY = 20
+
+#: The kind of evidence that a lost claim brings.
+ACCEPTANCE: Final = "accepted"
 
 
 class State(StrEnum):
@@ -142,6 +146,7 @@ class Standing(Enum):
     UNSURE_EARLY = auto()
     UNSURE_OPEN = auto()
     UNSURE_CLOSED = auto()
+    UNSURE_PROVED = auto()
     SENT = auto()
     REJECTED = auto()
     IN_DOUBT = auto()
@@ -157,6 +162,8 @@ class Move(Enum):
     """Take the claim to send the same bytes under the same key again."""
     DOUBT = auto()
     """Write IN_DOUBT: no attempt may follow by itself."""
+    PROVE = auto()
+    """Write SENT: a lost claim has brought its acceptance."""
     WAIT = auto()
     """Somebody else holds the claim, or it is too early."""
     END = auto()
@@ -173,6 +180,7 @@ CLAIM: Final[Mapping[Standing, Move]] = {
     Standing.UNSURE_EARLY: Move.WAIT,
     Standing.UNSURE_OPEN: Move.REPLAY,
     Standing.UNSURE_CLOSED: Move.DOUBT,
+    Standing.UNSURE_PROVED: Move.PROVE,
     Standing.SENT: Move.END,
     Standing.REJECTED: Move.END,
     Standing.IN_DOUBT: Move.END,
@@ -200,6 +208,8 @@ class Doubt(Enum):
     """One may have been, and the provider would still recognise the key."""
     CLOSED = auto()
     """One may have been, and a repetition could be a second email."""
+    PROVED = auto()
+    """One was: a lost claim has brought its acceptance while this one ran (rule 6)."""
 
 
 #: Rule 5, line by line: an outcome speaks for its own attempt. `UNKNOWN` has no row for `Doubt.NONE`, because the
@@ -223,6 +233,7 @@ SETTLE: Final[Mapping[tuple[Verdict, Doubt], State]] = {
     (Verdict.NOT_SENT_GIVING_UP, Doubt.CLOSED): State.IN_DOUBT,
     (Verdict.UNKNOWN, Doubt.OPEN): State.UNSURE,
     (Verdict.UNKNOWN, Doubt.CLOSED): State.IN_DOUBT,
+    **{(verdict, Doubt.PROVED): State.SENT for verdict in Verdict},
 }
 
 #: Rule 6: an acceptance that comes from outside the claim. Where the state stays, it is noted, and what it exposes
@@ -236,6 +247,7 @@ EVIDENCE: Final[Mapping[Standing, State]] = {
     Standing.UNSURE_EARLY: State.SENT,
     Standing.UNSURE_OPEN: State.SENT,
     Standing.UNSURE_CLOSED: State.SENT,
+    Standing.UNSURE_PROVED: State.SENT,
     Standing.SENT: State.SENT,
     Standing.REJECTED: State.REJECTED,
     Standing.IN_DOUBT: State.SENT,
@@ -252,7 +264,7 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Write this record: it ends here, IN_DOUBT."""
+    """Write this record: it ends here, IN_DOUBT or proved SENT, without another attempt."""
 
     record: Record
 
@@ -287,16 +299,16 @@ def standing(record: Record | None, now: float, rules: Rules) -> Standing:
     if record is None:
         return Standing.ABSENT
     live = record.lease_until is not None and now < record.lease_until
-    early = record.ready_at is not None and now < record.ready_at
     match record.state:
         case State.RENDERING:
             return Standing.RENDERING_LIVE if live else Standing.RENDERING_OVER
         case State.SENDING if live:
             return Standing.SENDING_LIVE
         case State.RETRY:
+            early = record.ready_at is not None and now < record.ready_at
             return Standing.RETRY_EARLY if early else Standing.RETRY_DUE
         case State.SENDING | State.UNSURE:
-            return Standing.UNSURE_EARLY if early else _unsure(record, now, rules)
+            return _unsure(record, now, rules)
         case ended:
             return _ENDED[ended]
 
@@ -311,9 +323,18 @@ _ENDED: Final = {
 
 def _unsure(record: Record, now: float, rules: Rules) -> Standing:
     """Only the provider that may have accepted the email can recognise its key, and only for so long."""
+    if _proof(record) is not None:
+        return Standing.UNSURE_PROVED
+    if record.ready_at is not None and now < record.ready_at:
+        return Standing.UNSURE_EARLY
     since = _unsure_since(record)
     known = since is not None and record.provider == rules.provider and rules.policy.window_open(since, now)
     return Standing.UNSURE_OPEN if known else Standing.UNSURE_CLOSED
+
+
+def _proof(record: Record) -> Evidence | None:
+    """The acceptance that a lost claim has brought, if one has."""
+    return next((item for item in record.evidence if item.kind == ACCEPTANCE), None)
 
 
 def _unsure_since(record: Record) -> float | None:
@@ -332,8 +353,8 @@ def claim(record: Record | None, intent: Intent, *, now: float, claim_id: str, r
     if record is not None and move is Move.WAIT:
         until = record.lease_until if stands in _LEASED else record.ready_at
         return Wait(until if until is not None else now, record)
-    if record is not None and move is Move.DOUBT:
-        return Close(_doubt(record, now, claim_id))
+    if record is not None and move in {Move.DOUBT, Move.PROVE}:
+        return Close(_close(record, move, now, claim_id))
     return Take(_take(record or _blank(intent, now, rules), move, now, claim_id, rules))
 
 
@@ -386,18 +407,30 @@ def _begin_attempt(record: Record, now: float) -> Record:
     )
 
 
-def _doubt(record: Record, now: float, claim_id: str) -> Record:
-    return replace(
+def _close(record: Record, move: Move, now: float, claim_id: str) -> Record:
+    closed = replace(
         record,
-        state=State.IN_DOUBT,
         version=record.version + 1,
         claim_id=claim_id,
         unsure_since=_unsure_since(record),
         lease_until=None,
         ready_at=None,
         updated_at=now,
+    )
+    if move is Move.PROVE:
+        return _proved(closed)
+    return replace(
+        closed,
+        state=State.IN_DOUBT,
         reason=record.reason or "the worker that held the claim did not say what became of its attempt",
     )
+
+
+def _proved(record: Record) -> Record:
+    """The record as its evidence has it: accepted."""
+    proof = _proof(record)
+    message_id = proof.message_id if proof is not None else None
+    return replace(record, state=State.SENT, message_id=message_id, reason=None, body=None)
 
 
 def holds(record: Record, claim_id: str) -> bool:
@@ -440,7 +473,7 @@ def settle(record: Record, outcome: Outcome, *, now: float, policy: Policy, jitt
         raise ValueError(f"{type(outcome).__name__} is not an outcome of rendering")
     verdict = _verdict(record, outcome, now, policy)
     unsure_since = _unsure_since(record) if verdict is Verdict.UNKNOWN else record.unsure_since
-    doubt = _doubt_of(unsure_since, now, policy)
+    doubt = Doubt.PROVED if _proof(record) is not None else _doubt_of(unsure_since, now, policy)
     state = SETTLE[verdict, doubt]
     settled = replace(
         record,
@@ -454,6 +487,8 @@ def settle(record: Record, outcome: Outcome, *, now: float, policy: Policy, jitt
     )
     if isinstance(outcome, Accepted):
         return replace(settled, message_id=outcome.message_id, reason=None, body=None)
+    if doubt is Doubt.PROVED:
+        return _proved(settled)
     ready_at = None
     if state in {State.RETRY, State.UNSURE}:
         retry_after = outcome.retry_after if isinstance(outcome, NotSent | Unknown) else None
@@ -495,10 +530,10 @@ def _close_attempt(record: Record, outcome: Outcome, now: float) -> tuple[Attemp
 def testify(record: Record, accepted: Accepted, *, claim_id: str, now: float, rules: Rules) -> Record:
     """Add an acceptance that came from a lost claim; it ends a doubt, or exposes a duplicate (rule 6)."""
     state = EVIDENCE[standing(record, now, rules)]
-    noted = note(record, Evidence(at=now, kind="accepted", claim_id=claim_id, message_id=accepted.message_id), now=now)
+    noted = note(record, Evidence(at=now, kind=ACCEPTANCE, claim_id=claim_id, message_id=accepted.message_id), now=now)
     if state is record.state:
         return noted
-    return replace(noted, state=state, message_id=accepted.message_id, lease_until=None, ready_at=None, started_at=None)
+    return _proved(replace(noted, lease_until=None, ready_at=None, started_at=None))
 
 
 def note(record: Record, evidence: Evidence, *, now: float) -> Record:

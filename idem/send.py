@@ -15,7 +15,7 @@ import msgspec
 
 from idem.clock import Clock, Deadline
 from idem.email import Email
-from idem.errors import EmailError, JobError
+from idem.errors import EmailError, InvalidKey, JobError
 from idem.keys import provider_key, sub_key, take_explicit
 from idem.ledger import Claim, Ledger, Lost
 from idem.outcome import NotSent, Outcome, Rejected
@@ -131,16 +131,23 @@ class Sender:
         self._reach(Point.RENDERED)
         if isinstance(built, NotSent | Rejected):
             return self._ledger.settle(claim, built)
-        if not isinstance(built, Email) or take_explicit(built, None)[1] is not None:
-            emails = [built] if isinstance(built, Email) else built
-            body = msgspec.json.encode([email.as_dict() for email in emails], order="sorted")
-            return self._ledger.split(claim, body, hashlib.sha256(body).hexdigest())
-        frozen = self._ledger.freeze(claim, built.canonical(), built.fingerprint())
-        self._reach(Point.FROZEN)
-        return frozen if isinstance(frozen, Lost) else _Attempt(frozen, built)
+        if isinstance(built, Email):
+            email, explicit = take_explicit(built, None)
+            if explicit in {None, source.key}:
+                frozen = self._ledger.freeze(claim, email.canonical(), email.fingerprint())
+                self._reach(Point.FROZEN)
+                return frozen if isinstance(frozen, Lost) else _Attempt(frozen, email)
+        emails = [built] if isinstance(built, Email) else built
+        body = msgspec.json.encode([email.as_dict() for email in emails], order="sorted")
+        return self._ledger.split(claim, body, hashlib.sha256(body).hexdigest())
 
     def _call(self, claim: Claim, email: Email) -> Outcome:
-        """One attempt, if it can end well before the lease does; the HTTP client looks again at every write."""
+        """One attempt, if it can end well before the lease does; the HTTP client looks again at every write.
+
+        The deadline is set before the lease is looked at: however long this process pauses in between or afterwards,
+        what is then left of the deadline ends before the lease that was found long enough.
+        """
+        deadline = Deadline.after(self._clock, self._http_timeout_seconds)
         try:
             self._provider.check(email)
         except EmailError as error:
@@ -149,7 +156,7 @@ class Sender:
             return NotSent("too little of the lease was left for a request")
         self._reach(Point.BEFORE_CALL)
         key = provider_key(self._namespace, claim.record.key, claim.record.generation)
-        return self._provider.send(email, key, Deadline.after(self._clock, self._http_timeout_seconds))
+        return self._provider.send(email, key, deadline)
 
     def _result(self, known: Record | Lost, cause: Outcome | None = None) -> Result:
         record = known.record if isinstance(known, Lost) else known
@@ -189,6 +196,11 @@ def _build(source: Render) -> Email | Sequence[Email] | NotSent | Rejected:
         return Rejected(
             f"job {source.job} returned {type(built).__name__}; it must return an Email, a list of them, or None"
         )
+    try:
+        for email in emails:
+            take_explicit(email, None)
+    except InvalidKey as error:
+        return Rejected(f"job {source.job} returned an email whose Idempotency-Key header is not a key: {error}")
     return built
 
 

@@ -115,6 +115,11 @@ SETTINGS = tuple(
 )
 
 
+def environ_without_settings() -> dict[str, str]:
+    """The environment less every setting of ours: what a process gets whose settings are given to it apart."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_PREFIX)}
+
+
 def _sources(environ: Mapping[str, str], directory: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     yield "the environment", [(name, value) for name, value in environ.items() if name.startswith(_PREFIX)]
     yield ".env", list(_read_env(directory / ".env"))

@@ -66,7 +66,7 @@ class Answer:
             return min(float(value), _DAY_SECONDS)
         try:
             at = parsedate_to_datetime(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         now = datetime.now(UTC) if at.tzinfo else datetime.now(UTC).replace(tzinfo=None)
         return min(max(0.0, (at - now).total_seconds()), _DAY_SECONDS)

@@ -20,7 +20,7 @@ from idem.providers.http import Answer, HttpClient, NoAnswer
 CONTRACT: Final = Contract(
     name="lettermint",
     title="Lettermint",
-    source="https://docs.lettermint.co/platform/emails/idempotency",
+    source="https://lettermint.co/docs/platform/emails/idempotency",
     checked=date(2026, 11, 22),
     base_url="https://api.lettermint.co/v1",
     memory=Memory.REPLAYS,
@@ -28,8 +28,8 @@ CONTRACT: Final = Contract(
     key_header="Idempotency-Key",
 )
 
-#: The documentation gives 422 for a key with another body, the SDK 3.2.0 gives 409 ("reused with a different body").
-#: 422 is plain validation too, so the words decide; both sources use "different".
+#: For a key with another body, one page of the documentation gives 422, a later one and the SDK 3.2.0 give 409. Both
+#: have other meanings too, plain validation and a request still in progress, so the words decide: all say "different".
 _MISMATCH: Final = re.compile(r"idempotency.*different|different.*(payload|body)", re.IGNORECASE | re.DOTALL)
 
 #: Answers that say that nothing was done and that may pass: wrong credentials (401), out of credit (402), a base URL
@@ -50,7 +50,11 @@ class Lettermint:
         self._http = http or HttpClient()
 
     def check(self, email: Email) -> None:
-        """Lettermint takes one plain tag; everything else that an `Email` can hold has a place in its API."""
+        """Lettermint takes one plain tag, and wants a subject and a body; all else in an `Email` has a place there."""
+        if not email.subject:
+            raise UnsupportedEmail("subject", "is empty, and Lettermint requires one")
+        if not (email.text or email.html):
+            raise UnsupportedEmail("text", "is empty, and Lettermint requires a text or an html part that is not")
         if len(email.tags) > 1:
             raise UnsupportedEmail("tags", f"Lettermint takes one tag, this email has {len(email.tags)}")
 

@@ -17,10 +17,11 @@ _ENCODER = msgspec.json.Encoder()
 
 
 def encode_record(record: Record) -> bytes:
-    """The record as JSON, without its frozen body (which stores keep beside it) and without what is empty."""
+    """The record as JSON, without its frozen body (which stores keep beside it) and without what is not set."""
     fields: dict[str, Any] = msgspec.to_builtins(record)
     del fields["body"]
-    return _ENCODER.encode({"v": RECORD_VERSION} | {name: value for name, value in fields.items() if value})
+    present = {name: value for name, value in fields.items() if value is not None and value != ()}
+    return _ENCODER.encode({"v": RECORD_VERSION} | present)
 
 
 def decode_record(data: bytes, body: bytes | None) -> Record:
@@ -30,7 +31,7 @@ def decode_record(data: bytes, body: bytes | None) -> Record:
         version = fields.pop("v", None)
         if version == RECORD_VERSION:
             return replace(msgspec.convert(fields, Record), body=body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise LedgerUnusable("a record in the ledger cannot be read: it is damaged; restore the ledger") from error
     raise LedgerUnusable(
         f"a record in the ledger has version {version}, this program knows {RECORD_VERSION}: "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from idem.stores.base import VANISHED
 from idem.stores.codec import decode_record, encode_record
 
 _BUSY_SECONDS = 10.0
+_PAUSE_SECONDS = 0.01
 #: Marks the file as ours ("idem" in ASCII), and says which schema it has.
 _APPLICATION_ID = 0x6964656D
 _SCHEMA_VERSION = 1
@@ -36,6 +38,12 @@ CREATE TABLE IF NOT EXISTS records (
     PRIMARY KEY (namespace, key)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS records_by_state ON records (namespace, state, updated_at);
+"""
+
+# Whose file it is. One statement, so that all three are of one instant, also while another process creates the tables.
+_IDENTITY = """
+SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema)
+FROM pragma_application_id, pragma_user_version
 """
 
 _READ = "SELECT record, body FROM records WHERE namespace = ? AND key = ?"
@@ -141,21 +149,33 @@ class SqliteStore:
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version == _SCHEMA_VERSION:
-            return
-        owner = connection.execute("PRAGMA application_id").fetchone()[0]
-        tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-        if version > _SCHEMA_VERSION and owner == _APPLICATION_ID:
+        owner, version, tables = connection.execute(_IDENTITY).fetchone()
+        if owner != _APPLICATION_ID and (owner or version or tables):
+            raise LedgerUnusable(f"{self._path} is a database of another program: name another file in IDEM_LEDGER_URL")
+        if version > _SCHEMA_VERSION:
             raise LedgerUnusable(
                 f"the ledger {self._path} has schema {version}, this program knows {_SCHEMA_VERSION}: upgrade it"
             )
-        if tables and owner != _APPLICATION_ID:
-            raise LedgerUnusable(f"{self._path} is a database of another program: name another file in IDEM_LEDGER_URL")
+        # Only now: nothing is changed in a file that is not ours.
+        _turn_on_wal(connection)
+        connection.execute("PRAGMA synchronous = FULL")
+        if version == _SCHEMA_VERSION:
+            return
         # One transaction, so that a second process finds all of it or nothing.
         connection.executescript(
             f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA application_id = {_APPLICATION_ID}; "
             f"PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;"
         )
+
+
+def _turn_on_wal(connection: sqlite3.Connection) -> None:
+    """Wait for others by hand: the very first switch fails at once when another process is at the same thing."""
+    patience = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > patience:
+                raise
+            time.sleep(_PAUSE_SECONDS)

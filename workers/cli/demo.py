@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from idem.keys import provider_key
 from idem.protocol import State
 from workers.app import App
 from workers.process import idem_command, start_process
-from workers.settings import Settings
+from workers.settings import Settings, environ_without_settings
 
 _WORKERS = 3
 _THREADS = 4
@@ -231,10 +230,9 @@ def _sandbox() -> Iterator[str]:
 
 
 def _environ(folder: str, sandbox: str) -> dict[str, str]:
-    """The environment without settings of the user's, which are none of the demo's business."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("IDEM_")}
+    """The environment of the workers: the user's own settings are none of the demo's business."""
     return (
-        kept
+        environ_without_settings()
         | _DURATIONS
         | {
             "IDEM_BROKER_URL": f"embedded://{folder}/queue",

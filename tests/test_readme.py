@@ -1,0 +1,114 @@
+"""The README is run: every block of it, in its order, as a reader would."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from workers.settings import SETTINGS
+
+_ROOT = Path(__file__).parent.parent
+_README = (_ROOT / "README.md").read_text(encoding="utf-8")
+_BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", _README, re.MULTILINE | re.DOTALL)
+_SHORT = {
+    "IDEM_BACKOFF_SECONDS": "0.1",
+    "IDEM_HTTP_TIMEOUT_SECONDS": "2",
+    "IDEM_LEASE_SECONDS": "5",
+    "IDEM_VISIBILITY_SECONDS": "6",
+}
+
+
+def _blocks(language: str, start: str = "") -> list[str]:
+    return [text for found, text in _BLOCKS if found == language and text.startswith(start)]
+
+
+def _run(script: str, folder: Path) -> str:
+    """Run a block of shell as it stands, with this interpreter's environment in place of .venv."""
+    (folder / ".venv").symlink_to(sys.prefix)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("IDEM_")}
+    done = subprocess.run(
+        ["bash", "-e", "-o", "pipefail", "-c", f"trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{script}"],
+        cwd=folder,
+        env=kept | _SHORT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout
+
+    return done.stdout
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        free: int = listener.getsockname()[1]
+        return free
+
+
+def test_first_command_ends_in_the_demo_and_the_promise_is_kept(tmp_path: Path) -> None:
+    """The set-up in front of it is run by whoever clones; here the demo itself runs."""
+    (block,) = _blocks("sh", "# 1.")
+    setup, _, demo = block.splitlines()[1].rpartition(" && ")
+
+    assert setup == "python3 -m venv .venv && .venv/bin/pip install -q -e '.[local]'"
+
+    printed = _run(demo, tmp_path)
+
+    assert "Every email was accepted exactly once" in printed
+    assert re.search(r"kills +([2-9]\d|\d{3,})", printed)
+
+
+def test_second_command_is_what_ci_runs() -> None:
+    (block,) = _blocks("sh", "# 2.")
+
+    assert block.splitlines()[1].endswith("&& .venv/bin/pytest -q")
+    assert "grep -m1 -A1 '^# 2\\.' README.md" in (_ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_what_a_user_writes_and_enqueues_is_sent_once(tmp_path: Path, port: int) -> None:
+    """The Python block and the two blocks of commands after it, in one directory, against one sandbox."""
+    (shop,) = _blocks("python", "# shop.py")
+    (tmp_path / "shop.py").write_text(shop, encoding="utf-8")
+    (trying,) = _blocks("sh", ".venv/bin/idem sandbox")
+    (files,) = _blocks("sh", "cat > mails.jsonl")
+
+    counting = f'echo; python3 -c "{_COUNT.format(port=port)}"'
+    printed = _run(f"{trying}\n{files}\n{counting}".replace("8025", str(port)), tmp_path)
+
+    assert "outcome Accepted" in printed
+    assert "enqueued 3" in printed
+    assert printed.splitlines()[-1] == "5 5"
+
+
+_COUNT = (
+    "import json, urllib.request as r; "
+    "a = json.load(r.urlopen('http://127.0.0.1:{port}/api/accepted')); "
+    "print(len(a), len({{e['key'] for e in a}}))"
+)
+
+
+def test_every_block_is_run_by_a_test() -> None:
+    assert len(_BLOCKS) == 5
+
+
+def test_settings_table_is_the_settings() -> None:
+    """Paste what this expects between the two comments after a setting has changed."""
+    rows = [
+        f"| `{name}` | {'' if default is None else f'`{default:g}`' if isinstance(default, float) else f'`{default}`'} "
+        f"| {meaning} |"
+        for name, default, meaning in SETTINGS
+    ]
+    table = re.search(r"<!-- settings -->\n(.*?)<!-- /settings -->", _README, re.DOTALL)
+
+    assert table is not None
+    assert table[1].splitlines()[2:] == rows

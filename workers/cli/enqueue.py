@@ -1,0 +1,146 @@
+"""`idem enqueue`: files of emails into the queue. It can be stopped and run again: the same file has the same keys."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from idem.email import Email
+from idem.errors import EmailError, InputError, InvalidKey
+from idem.keys import check_key, take_explicit
+from workers.app import App
+from workers.cli.sources import FORMATS, BadLine, Line, Source, read_source
+
+
+@dataclass(slots=True)
+class _Report:
+    """What became of every line."""
+
+    enqueued: int = 0
+    ended: Counter[str] = field(default_factory=Counter)
+    refused: list[dict[str, Any]] = field(default_factory=list)
+    unreadable: bool = False
+
+    @property
+    def status(self) -> int:
+        """The exit status: 2 for a file that cannot be read, 1 for bad lines, else 0."""
+        return 2 if self.unreadable else 1 if self.refused else 0
+
+
+@click.command("enqueue")
+@click.argument("files", nargs=-1, required=True, metavar="FILE.jsonl|FILE.csv|FILE.eml|-...")
+@click.option("--batch", metavar="NAME", help="Another name is another intention; by default the file's digest.")
+@click.option("--format", "format_name", type=click.Choice(FORMATS), help="What the files hold, if not by their names.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def enqueue_command(files: tuple[str, ...], batch: str | None, format_name: str | None, *, as_json: bool) -> int:
+    """Enqueue one email for each line, row, or message file; `-` reads standard input.
+
+    A line without a key gets <batch>/<line number>, so that running the same command again sends nothing twice. Bad
+    lines are reported by their number, and the good ones go. Exit status 1 when a line was refused.
+    """
+    app = App.from_env()
+    report = _Report()
+    try:
+        if batch is not None:
+            check_key(batch)
+        for name in files:
+            _enqueue_file(app, name, _Naming(batch, several=len(files) > 1), format_name, report)
+    finally:
+        app.close()
+    _print(report, as_json=as_json)
+    return report.status
+
+
+@dataclass(frozen=True, slots=True)
+class _Naming:
+    """How a line gets its key when it names none."""
+
+    batch: str | None
+    several: bool
+
+    def key(self, source: Source, number: int) -> str:
+        if self.batch is None:
+            return f"{source.digest}/{number}"
+        # Several files under one name: their digests tell their lines apart, in whatever order they are given.
+        part = f"/{source.digest[:16]}" if self.several else ""
+        return f"{self.batch}{part}/{number}"
+
+
+def _enqueue_file(app: App, name: str, naming: _Naming, format_name: str | None, report: _Report) -> None:
+    try:
+        with read_source("-" if name == "-" else Path(name), format_name) as source, _progress(source) as advance:
+            for line in source.lines():
+                _enqueue_line(app, source, line, naming, report)
+                advance(line.number)
+    except InputError as error:
+        report.unreadable = True
+        _refuse(report, name, None, str(error))
+
+
+def _enqueue_line(app: App, source: Source, line: Line, naming: _Naming, report: _Report) -> None:
+    if isinstance(line, BadLine):
+        _refuse(report, source.name, line.number, line.error)
+        return
+    try:
+        email, explicit = take_explicit(line.email, line.key)
+        key = check_key(explicit if explicit is not None else naming.key(source, line.number))
+        state = _ended_state(app, key, email)
+        if state is None:
+            app.enqueue(email, key=key)
+            report.enqueued += 1
+        else:
+            report.ended[state] += 1
+    except (EmailError, InvalidKey) as error:
+        _refuse(report, source.name, line.number, str(error))
+
+
+def _ended_state(app: App, key: str, email: Email) -> str | None:
+    """The state that the key has ended in; None when it is still to be sent. The worker decides in any case."""
+    record = app.ledger.read(key)
+    if record is None:
+        return None
+    if record.job is not None or record.fingerprint != email.fingerprint():
+        raise InvalidKey("its key already stands for another email; give it another key, or another --batch")
+    return record.state.value if record.ended else None
+
+
+def _refuse(report: _Report, name: str, number: int | None, error: str) -> None:
+    report.refused.append({"file": name, "line": number, "error": error})
+    where = error if number is None else f"{name} line {number}: {error}"
+    click.echo(f"idem: {where}", err=True)
+
+
+@contextlib.contextmanager
+def _progress(source: Source) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal's standard error; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console  # noqa: PLC0415 - only for a terminal
+    from rich.progress import Progress  # noqa: PLC0415 - the same
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(source.name, total=source.total)
+        yield lambda number: progress.update(task, completed=number)
+
+
+def _print(report: _Report, *, as_json: bool) -> None:
+    if as_json:
+        fields = {"enqueued": report.enqueued, "ended": dict(report.ended), "refused": report.refused}
+        click.echo(msgspec.json.encode(fields).decode())
+        return
+    click.echo(", ".join(_words(report)))
+
+
+def _words(report: _Report) -> Sequence[str]:
+    words = [f"enqueued {report.enqueued:,}"]
+    words += [f"{count:,} already {state.replace('_', ' ')}" for state, count in sorted(report.ended.items())]
+    return [*words, f"refused {len(report.refused):,}"] if report.refused else words

@@ -1,0 +1,8 @@
+"""The providers that the sandbox speaks for."""
+
+from __future__ import annotations
+
+from workers.sandbox import lettermint
+from workers.sandbox.dialect import Dialect
+
+DIALECTS: tuple[Dialect, ...] = (lettermint.DIALECT,)
