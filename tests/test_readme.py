@@ -1,4 +1,4 @@
-"""The README is run: every block of it, in its order, as a reader would."""
+"""The README and the runbook are run: every block of them, in its order, as a reader would."""
 
 from __future__ import annotations
 
@@ -99,6 +99,26 @@ _COUNT = (
 
 def test_every_block_is_run_by_a_test() -> None:
     assert len(_BLOCKS) == 5
+
+
+def test_runbook(tmp_path: Path) -> None:
+    """Its commands, where there is nothing to be seen, and where the PATH has `idem`."""
+    runbook = (_ROOT / "deploy" / "RUNBOOK.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```$", runbook, re.MULTILINE | re.DOTALL)
+
+    assert len(blocks) == 5
+
+    setup = 'export PATH="$PWD/.venv/bin:$PATH" IDEM_LETTERMINT_TOKEN=lm_anything\n'
+    printed = _run(setup + "".join(blocks), tmp_path)
+
+    assert "in doubt" in printed
+
+
+def test_every_link_of_the_runbook_has_its_heading() -> None:
+    runbook = (_ROOT / "deploy" / "RUNBOOK.md").read_text(encoding="utf-8")
+    headings = {line[3:].lower().replace(" ", "-") for line in runbook.splitlines() if line.startswith("## ")}
+
+    assert set(re.findall(r"\(#([a-z-]+)\)", runbook)) <= headings
 
 
 def test_settings_table_is_the_settings() -> None:

@@ -50,11 +50,9 @@ class Lettermint:
         self._http = http or HttpClient()
 
     def check(self, email: Email) -> None:
-        """Lettermint takes one plain tag, and wants a subject and a body; all else in an `Email` has a place there."""
+        """Lettermint takes one plain tag, and wants a subject; all else in an `Email` has a place there."""
         if not email.subject:
             raise UnsupportedEmail("subject", "is empty, and Lettermint requires one")
-        if not (email.text or email.html):
-            raise UnsupportedEmail("text", "is empty, and Lettermint requires a text or an html part that is not")
         if len(email.tags) > 1:
             raise UnsupportedEmail("tags", f"Lettermint takes one tag, this email has {len(email.tags)}")
 

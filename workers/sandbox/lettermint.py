@@ -141,9 +141,6 @@ def _read_send(parsed: object) -> tuple[Mail, ...] | Reply:
     if sender and not _bare(sender):
         form.blame("from", "must be a valid email address")
     to, text, html = form.addresses("to", required=True), form.text("text"), form.text("html")
-    if not (text or html or {"text", "html"} & form.errors.keys()):
-        form.blame("text", "is required when html is not present")
-        form.blame("html", "is required when text is not present")
     mail = Mail(
         sender=sender or "",
         to=tuple(_bare(address) or "" for address in to),

@@ -71,13 +71,6 @@ def test_a_full_email_can_be_looked_up(client: httpx.Client) -> None:
         ({"cc": ["<>"]}, {"cc.0": ["The cc.0 field must be a valid email address."]}),
         ({"subject": " "}, {"subject": ["The subject field is required."]}),
         ({"subject": 5}, {"subject": ["The subject field must be a string."]}),
-        (
-            {"text": ""},
-            {
-                "text": ["The text field is required when html is not present."],
-                "html": ["The html field is required when text is not present."],
-            },
-        ),
         ({"text": 1}, {"text": ["The text field must be a string."]}),
         ({"headers": ["X: y"]}, {"headers": ["The headers field must be an object."]}),
         ({"metadata": {"n": 1}}, {"metadata.n": ["The metadata.n field must be a string."]}),
