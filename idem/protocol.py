@@ -487,7 +487,7 @@ def settle(record: Record, outcome: Outcome, *, now: float, policy: Policy, jitt
     )
     if isinstance(outcome, Accepted):
         return replace(settled, message_id=outcome.message_id, reason=None, body=None)
-    if doubt is Doubt.PROVED:
+    if state is State.SENT:
         return _proved(settled)
     ready_at = None
     if state in {State.RETRY, State.UNSURE}:

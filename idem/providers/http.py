@@ -102,8 +102,18 @@ class HttpClient:
                 content = _read_limited(response)
         except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError) as error:
             return NoAnswer(wire.phase, _describe(error, wire.phase))
+        except BaseException:
+            # From outside, at any instant (a time limit, a shutdown): the pool may go on counting a request that is no
+            # more, and then the next one would wait for ever.
+            del self._local.connection
+            raise
         if content is None:
             return NoAnswer(wire.phase, f"the response is longer than {_MAX_RESPONSE_BYTES:,} bytes")
+        if wire.phase is not Phase.RESPONDING:
+            # Nothing was read: these bytes came with an earlier answer, and speak for no request of ours.
+            pool.close()
+            del self._local.connection
+            return NoAnswer(wire.phase, "the answer was there before the request")
         return Answer(response.status, _decoded(response.headers), content)
 
     def _connection(self) -> tuple[_Wire, httpcore2.ConnectionPool]:
@@ -172,13 +182,38 @@ class _Backend(httpcore2.NetworkBackend):
         socket_options: Iterable[Any] | None = None,  # noqa: ARG002 - never asked for
     ) -> httpcore2.NetworkStream:
         try:
-            connection = socket.create_connection((host, port), self._wire.left(httpcore2.ConnectTimeout))
+            return _Stream(_open_socket(host, port, self._wire), self._wire)
         except TimeoutError as error:
             raise httpcore2.ConnectTimeout(str(error)) from error
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter for a host name that no resolver takes
             raise httpcore2.ConnectError(str(error)) from error
+
+
+def _open_socket(host: str, port: int, wire: _Wire) -> socket.socket:
+    """Try each address of the host in turn, each for its share of the time left.
+
+    `socket.create_connection` would give the whole of it to every one, several times the deadline in all.
+    """
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    failure = OSError("the host has no address")
+    for tried, (family, kind, protocol, _, address) in enumerate(addresses):
+        share = wire.left(httpcore2.ConnectTimeout) / (len(addresses) - tried)
+        try:
+            return _open_one(socket.socket(family, kind, protocol), address, share)
+        except OSError as error:
+            failure = error
+    raise failure
+
+
+def _open_one(connection: socket.socket, address: Any, seconds: float) -> socket.socket:
+    try:
+        connection.settimeout(seconds)
+        connection.connect(address)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return _Stream(connection, self._wire)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 class _Stream(httpcore2.NetworkStream):

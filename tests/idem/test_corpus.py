@@ -146,7 +146,7 @@ def _parsed_under_the_newer_policy(data: bytes) -> Message:
 
 
 @given(mutants())
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_a_damaged_message_is_read_or_refused(data: bytes) -> None:
     """Nothing but an `EmailError` leaves the reader, and what it accepts can be written and read again."""
     result = _read(data)

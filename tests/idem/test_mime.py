@@ -101,7 +101,7 @@ def _refused(data: bytes) -> EmailError:
 
 
 @given(emails)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_an_email_survives_the_way_there_and_back(email: Email) -> None:
     """As an object and as bytes, parsed under the old policy or the new one."""
     message = to_message(email)
@@ -171,7 +171,10 @@ def test_a_message_that_is_attached_is_written_as_one() -> None:
 @pytest.mark.parametrize(
     ("headers", "expected"),
     [
-        (b"To: Group: a@example.com, B <b@example.com>;, c@example.com\n", ["a@example.com", "B <b@example.com>", "c@example.com"]),
+        (
+            b"To: Group: a@example.com, B <b@example.com>;, c@example.com\n",
+            ["a@example.com", "B <b@example.com>", "c@example.com"],
+        ),
         (b"To: a@example.com; b@example.com\n", ["a@example.com", "b@example.com"]),
         (b"To: a@example.com (Ann (A.) Lee)\n", ['"Ann (A.) Lee" <a@example.com>']),
         (b"To: Ann (the one) <a@example.com>\n", ["Ann <a@example.com>"]),
@@ -184,7 +187,7 @@ def test_a_message_that_is_attached_is_written_as_one() -> None:
         ("To: Zoë <zoë@exämple.com>\n".encode(), ["Zoë <zoë@exämple.com>"]),
         (b"To: a@example.com\nTO: b@example.com\n", ["a@example.com", "b@example.com"]),
     ],
-)  # fmt: skip
+)
 def test_recipients_as_they_are_written_in_the_wild(headers: bytes, expected: list[str]) -> None:
     """Groups, comments, folds, encoded words, raw UTF-8, repeated headers."""
     assert list(from_bytes(b"From: z@example.com\n" + headers + b"\nx").to) == expected
@@ -216,6 +219,7 @@ def test_recipients_as_they_are_written_in_the_wild(headers: bytes, expected: li
         (HEAD.replace(b"Hello", b"\xff") + b"\nx", "Subject"),
         (HEAD.replace(b"Hello", b"a\x00b") + b"\nx", "Subject"),
         (HEAD + b"X-A: 1\nX-A: 2\n\nx", "X-A"),
+        (HEAD + b"text: 1\ntext: 2\n\nx", "text"),
         (HEAD + b"X-A: =?utf-8?q?=0A?=\n\nx", "X-A"),
         (HEAD + b"X-A: " + b"x" * 2001 + b"\n\nx", "X-A"),
         (b" folded\n" + HEAD + b"\nx", "headers"),
@@ -232,12 +236,18 @@ def test_recipients_as_they_are_written_in_the_wild(headers: bytes, expected: li
         (HEAD + b"Content-Type: multipart/mixed\n\nx", "Content-Type"),
         (HEAD + b"Content-Type: multipart/mixed; boundary=b\n\nx", "Content-Type"),
         (HEAD + b"Content-Type: multipart/mixed; boundary=b\n\n--b\n\nx", "Content-Type"),
-        (HEAD + b"Content-Type: image/png\nContent-Disposition: attachment; filename*=no-such''a\n\nx", "Content-Disposition"),
-        (HEAD + b"Content-Type: image/png\nContent-Disposition: attachment; filename*=utf-8''%0A\n\nx", "Content-Disposition"),
+        (
+            HEAD + b"Content-Type: image/png\nContent-Disposition: attachment; filename*=no-such''a\n\nx",
+            "Content-Disposition",
+        ),
+        (
+            HEAD + b"Content-Type: image/png\nContent-Disposition: attachment; filename*=utf-8''%0A\n\nx",
+            "Content-Disposition",
+        ),
         (HEAD + b"Content-Type: image/png\nContent-ID: =?utf-8?q?=0A?=\n\nx", "Content-ID"),
         (HEAD + b"Content-Type: im(age/p,ng\n\nx", "Content-Type"),
     ],
-)  # fmt: skip
+)
 def test_what_would_have_to_be_guessed_is_refused(data: bytes, field: str) -> None:
     """The error names the header as users know it, and shows no address and no content."""
     error = _refused(data)
@@ -260,7 +270,7 @@ def test_an_undecodable_header_is_refused_in_its_programmatic_form_too() -> None
 def test_traces_of_an_earlier_delivery_are_left_behind() -> None:
     """However often they occur and however broken they are; all the rest is kept, in its own spelling."""
     traces = (
-        b"Received: by a\nReceived: by \xff\nReturn-Path: <x@example.com>\nDate: no date\nMessage-ID: <1@example.com>\n"
+        b"Received: by a\nReceived: by \xff\nReturn-Path: <x@example.com>\nDate: no\nMessage-ID: <1@example.com>\n"
         b"DKIM-Signature: a\nDKIM-Signature: b\nARC-Seal: a\nResent-To: x\nAuthentication-Results: x\nDelivered-To: x\n"
     )
     email = from_bytes(traces + HEAD + b"X-Mine: a\n\tb\nList-Unsubscribe: <https://example.com/u>\nX-Empty:\n\nx")
@@ -272,7 +282,8 @@ def test_a_real_newsletter_is_taken_apart() -> None:
     """Alternative with related images inside mixed with files, in several charsets."""
     data = HEAD + (
         b'Content-Type: multipart/mixed; boundary=m\n\n--m\nContent-Type: multipart/alternative; boundary="a a"\n\n'
-        b"--a a\nContent-Type: text/plain; charset=iso-8859-1\nContent-Transfer-Encoding: quoted-printable\n\nZo=EB =\n1\n"
+        b"--a a\nContent-Type: text/plain; charset=iso-8859-1\nContent-Transfer-Encoding: quoted-printable\n"
+        b"\nZo=EB =\n1\n"
         b"--a a\nContent-Type: multipart/related; boundary=r\n\n"
         b"--r\nContent-Type: text/html; charset=utf-8\n\nZo\xc3\xab\n"
         b"--r\nContent-Type: image/png; name=ignored.png\nContent-ID: <logo@x>\nContent-Disposition: inline\n"
