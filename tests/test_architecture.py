@@ -24,7 +24,7 @@ _MODULES = {
 _CORE = {
     f"idem.{name}"
     for name in ("address", "clock", "email", "errors", "keys", "mime", "outcome", "policy", "privacy", "protocol")
-}
+} | {name for name in _MODULES if name.startswith("idem.mime.")}
 
 #: Adapters, each folder with the modules that all of its files may share.
 _ADAPTERS = {

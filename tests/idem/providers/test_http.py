@@ -353,10 +353,19 @@ def _assert_nothing_left(found: Answer | NoAnswer, phase: Phase) -> None:
     assert isinstance(found.outcome(), NotSent)
 
 
-def test_a_refused_connection(client: HttpClient) -> None:
+def test_a_refused_connection(client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it is tried once: to try again is the ledger's decision, never the client's."""
+    look_up, looked_up = socket.getaddrinfo, list[object]()
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        looked_up.append(arguments)
+        return look_up(*arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", count)
     with Server(hold) as server:
         url = server.url
     _assert_nothing_left(post(client, url), Phase.NOT_CONNECTED)
+    assert len(looked_up) == 1
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example", "-"])

@@ -1,0 +1,84 @@
+"""Durations: what is refused together, when a window is open, and how long a pause is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from idem.errors import SettingsError
+from idem.policy import MAX_DELAY_SECONDS, Policy
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"lease_seconds": 0}, "lease_seconds is 0"),
+        ({"lease_seconds": -1}, "more than 0"),
+        ({"http_timeout_seconds": 0}, "http_timeout_seconds"),
+        ({"give_up_seconds": 0}, "give_up_seconds"),
+        ({"backoff_seconds": -0.5}, "backoff_seconds"),
+        ({"lease_seconds": math.nan}, "lease_seconds"),
+        ({"http_timeout_seconds": 60}, "must be shorter than the lease"),
+        ({"http_timeout_seconds": 61}, "must be shorter than the lease"),
+        ({"window_seconds": 160}, "must be longer than its margin"),
+        ({"window_seconds": 0}, "must be longer than its margin"),
+        ({"window_seconds": -1}, "must be longer than its margin"),
+    ],
+    ids=str,
+)
+def test_durations_that_break_a_rule_are_refused_with_the_reason(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        Policy(**settings)
+
+
+def test_the_defaults_and_the_smallest_window_hang_together() -> None:
+    assert Policy().http_timeout_seconds < Policy().lease_seconds
+    assert Policy(window_seconds=160.5).window_open(0.0, 0.25)
+
+
+def test_the_margin_is_the_larger_of_the_two() -> None:
+    """A tenth of a long window, twice lease and request for a short one (rule 7)."""
+    assert Policy(window_seconds=86_400).margin_seconds == 8_640
+    assert Policy(window_seconds=900).margin_seconds == 160
+    assert Policy().margin_seconds == 160
+
+
+def test_a_window_closes_by_its_margin_too_early() -> None:
+    policy = Policy(window_seconds=1_000)
+    assert policy.window_open(0.0, 839.9)
+    assert not policy.window_open(0.0, 840.0)
+    assert not Policy().window_open(0.0, 0.0), "a provider without keys remembers nothing"
+
+
+@given(
+    st.floats(0, 1e10),
+    st.floats(-7_200, 7_200),
+    st.floats(0, 86_400),
+)
+def test_a_window_that_is_open_by_a_wrong_clock_is_open_in_truth(since: float, skew: float, age: float) -> None:
+    """Two hours of error, either way, are within the margin of a day's window (F20)."""
+    policy = Policy(window_seconds=86_400)
+    if policy.window_open(since, since + age + skew):
+        assert age < 86_400 - 1_000
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1), st.none() | st.floats(0, 86_400))
+def test_a_pause_is_never_nothing_and_never_too_long(attempts: int, jitter: float, retry_after: float | None) -> None:
+    pause = Policy().backoff(attempts, jitter, retry_after)
+    assert pause > 0
+    assert pause >= (retry_after or 0)
+    assert pause <= max(MAX_DELAY_SECONDS, retry_after or 0)
+
+
+def test_pauses_double_up_to_the_limit_and_are_spread() -> None:
+    policy = Policy(backoff_seconds=2)
+    assert [policy.backoff(n, 1.0) for n in (1, 2, 3)] == [2, 4, 8]
+    assert policy.backoff(50, 1.0) == MAX_DELAY_SECONDS
+    assert policy.backoff(3, 0.5) == 4
+    assert policy.backoff(3, 0.0) == pytest.approx(0.8), "also without luck it is not at once"
+    assert policy.backoff(1, 1.0, 30.0) == 30
+    assert policy.backoff(50, 1.0, 30.0) == MAX_DELAY_SECONDS
