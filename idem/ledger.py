@@ -11,6 +11,7 @@ import random
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from idem import protocol
@@ -22,6 +23,10 @@ from idem.protocol import Close, Conflict, Done, Evidence, Intent, Record, Rules
 from idem.stores.base import Store
 
 _PAUSE_SECONDS = 0.05
+_CLAIM_PATIENCE_SECONDS = 2.0
+_CONFLICT = "conflict"
+#: A producer that repeats its mistake must not make the record grow for ever.
+_MAX_CONFLICTS = 20
 _T = TypeVar("_T")
 
 
@@ -63,10 +68,12 @@ class Ledger:
     def claim(self, intent: Intent) -> Claim | Done | Wait | Conflict:
         """Take the right to the next attempt, or learn why not. One write when the key is new.
 
-        Raises `LedgerUnavailable`: the claim may have been written, but nobody acts on it; it ends with its lease.
+        A ledger that does not answer is asked again for a moment: a claim that was applied, and whose answer was lost,
+        is recognised as one's own. Then `LedgerUnavailable`: nobody acts on the claim, and it ends with its lease.
         """
         claim_id = self._new_id()
         stored: Record | None = None
+        patience = Deadline.after(self._clock, min(_CLAIM_PATIENCE_SECONDS, self._policy.lease_seconds / 4))
         while True:
             # Before the write, so that the lease as we count it ends no later than the lease as others read it.
             lease = self._lease()
@@ -79,7 +86,7 @@ class Ledger:
             )
             if not isinstance(decision, Take | Close):
                 return decision
-            blocking = self._write(stored, decision.record)
+            blocking = self._insist(patience, partial(self._write, stored, decision.record))
             if blocking is None:
                 return Claim(decision.record, lease) if isinstance(decision, Take) else Done(decision.record)
             stored = blocking
@@ -91,12 +98,16 @@ class Ledger:
         def change(record: Record) -> Record:
             return protocol.freeze(record, body, fingerprint, now=self._clock.now(), policy=self._policy)
 
-        written = self._change(claim, change)
+        written = self._insist(claim.lease, lambda: self._change(claim, change))
         return written if isinstance(written, Lost) else Claim(written, lease)
 
     def split(self, claim: Claim, body: bytes, fingerprint: str) -> Record | Lost:
         """Fix the list of emails that the job built; they are sent under their sub-keys."""
-        return self._change(claim, lambda record: protocol.split(record, body, fingerprint, now=self._clock.now()))
+
+        def change(record: Record) -> Record:
+            return protocol.split(record, body, fingerprint, now=self._clock.now())
+
+        return self._insist(claim.lease, lambda: self._change(claim, change))
 
     def settle(self, claim: Claim, outcome: Outcome) -> Record | Lost:
         """Write what became of the claim's attempt.
@@ -116,9 +127,9 @@ class Ledger:
         return settled
 
     def note_conflict(self, record: Record, fingerprint: str | None) -> None:
-        """Write beside the record that another email, or another job, asked for its key; once for each."""
-        while not any(item.kind == "conflict" and item.detail == fingerprint for item in record.evidence):
-            evidence = Evidence(at=self._clock.now(), kind="conflict", detail=fingerprint)
+        """Write beside the record that another email, or another job, asked for its key; once for each of the first."""
+        while not _noted(record, fingerprint):
+            evidence = Evidence(at=self._clock.now(), kind=_CONFLICT, detail=fingerprint)
             stored = self._write(record, protocol.note(record, evidence, now=self._clock.now()))
             if stored is None:
                 return
@@ -199,6 +210,11 @@ def _is_own(stored: Record, new: Record) -> bool:
         and stored.version >= new.version
         and stored.evidence[: len(new.evidence)] == new.evidence
     )
+
+
+def _noted(record: Record, fingerprint: str | None) -> bool:
+    conflicts = [item.detail for item in record.evidence if item.kind == _CONFLICT]
+    return fingerprint in conflicts or len(conflicts) >= _MAX_CONFLICTS
 
 
 def _already_known(record: Record, accepted: Accepted, claim_id: str) -> bool:

@@ -50,6 +50,10 @@ class Policy:
             return False
         return now < unsure_since + self.window_seconds - self.margin_seconds
 
+    def last_replay(self, unsure_since: float) -> float:
+        """When the last attempt under a key in doubt should begin: one lease before its window closes."""
+        return unsure_since + (self.window_seconds or 0.0) - self.margin_seconds - self.lease_seconds
+
     def backoff(self, attempts: int, jitter: float, retry_after: float | None = None) -> float:
         """The pause before the attempt after `attempts` ones, never shorter than the provider asked for.
 

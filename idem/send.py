@@ -126,7 +126,7 @@ class Sender:
         if isinstance(source, Ready):
             return _Attempt(claim, source.email)
         if claim.record.body is not None:
-            return _Attempt(claim, Email.from_canonical(claim.record.body))
+            return self._thaw(claim, claim.record.body)
         built = _build(source)
         self._reach(Point.RENDERED)
         if isinstance(built, NotSent | Rejected):
@@ -140,6 +140,12 @@ class Sender:
         emails = [built] if isinstance(built, Email) else built
         body = msgspec.json.encode([email.as_dict() for email in emails], order="sorted")
         return self._ledger.split(claim, body, hashlib.sha256(body).hexdigest())
+
+    def _thaw(self, claim: Claim, body: bytes) -> _Attempt | Record | Lost:
+        try:
+            return _Attempt(claim, Email.from_canonical(body))
+        except EmailError as error:
+            return self._ledger.settle(claim, Rejected(f"the frozen email is refused by this version: {error}"))
 
     def _call(self, claim: Claim, email: Email) -> Outcome:
         """One attempt, if it can end well before the lease does; the HTTP client looks again at every write.

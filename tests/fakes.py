@@ -139,6 +139,11 @@ class Fault(Enum):
     """The caller is told that nobody answered; applied when the test says so."""
 
 
+def outage(at: int, fault: Fault) -> dict[int, Fault]:
+    """Faults for a store that meets `fault` at its write number `at` and does not answer any more."""
+    return {at: fault} | dict.fromkeys(range(at + 1, 100_000), Fault.REFUSED)
+
+
 class FaultyStore:
     """A store whose writes go wrong by a script: the n-th write (from 1) meets `faults[n]`."""
 

@@ -16,7 +16,7 @@ from idem.outcome import Accepted, Ground, NotSent, Outcome, Rejected, Unknown
 from idem.policy import Policy
 from idem.protocol import Conflict, Done, Evidence, Intent, Record, State, Wait
 from idem.stores.memory import MemoryStore
-from tests.fakes import FakeClock, Fault, FaultyStore
+from tests.fakes import FakeClock, Fault, FaultyStore, outage
 
 POLICY = Policy(window_seconds=86_400.0)
 KEYLESS = Policy()
@@ -158,9 +158,10 @@ def test_a_write_that_the_driver_repeats_by_itself_is_recognised(bench: Bench, r
 @pytest.mark.parametrize("fault", [Fault.REFUSED, Fault.ANSWER_LOST, Fault.LATE])
 def test_a_claim_without_an_answer_is_not_acted_on(bench: Bench, fault: Fault) -> None:
     """Whether or not it was written, the caller hears of it, and the key is free again after a lease at most."""
-    ledger, store = bench.worker({1: fault})
+    ledger, store = bench.worker(outage(1, fault))
     with pytest.raises(LedgerUnavailable):
         ledger.claim(READY)
+    store.faults = {}
     store.apply_late()
     bench.lease_over()
     assert isinstance(ledger.claim(READY), Claim)
@@ -222,9 +223,10 @@ def test_an_acceptance_is_insisted_on_for_one_more_lease(bench: Bench) -> None:
 
 def test_a_freeze_that_is_not_answered_is_not_acted_on(bench: Bench) -> None:
     """The body may be fixed already; the next claim sends that one."""
-    ledger, _ = bench.worker({2: Fault.ANSWER_LOST})
+    ledger, store = bench.worker(outage(2, Fault.ANSWER_LOST))
     with pytest.raises(LedgerUnavailable):
         ledger.freeze(taken(ledger, JOB), b"body", "f")
+    store.faults = {}
     bench.lease_over()
     claim = taken(ledger, JOB)
     assert (claim.record.body, claim.record.fingerprint) == (b"body", "f")
@@ -233,7 +235,7 @@ def test_a_freeze_that_is_not_answered_is_not_acted_on(bench: Bench) -> None:
 @pytest.mark.parametrize("further", range(1, 6))
 def test_a_claim_that_arrives_late_changes_nothing(bench: Bench, further: int) -> None:
     """Its first write is delayed while others take the key through one to five further transitions."""
-    slow, slow_store = bench.worker({1: Fault.LATE})
+    slow, slow_store = bench.worker(outage(1, Fault.LATE))
     with pytest.raises(LedgerUnavailable):
         slow.claim(READY)
     other, _ = bench.worker()
@@ -283,7 +285,7 @@ def test_two_claims_by_one_late_and_one_prompt_worker_are_one(bench: Bench) -> N
     ledger, _ = bench.worker()
     ledger.settle(taken(ledger), NotSent("429"))
     bench.clock.sleep(1_000)
-    slow, slow_store = bench.worker({2: Fault.LATE})
+    slow, slow_store = bench.worker(outage(2, Fault.LATE))
     with pytest.raises(LedgerUnavailable):
         slow.claim(READY)
     assert slow_store.apply_late() == [None]
@@ -545,3 +547,22 @@ def test_own_writes_are_told_from_others(bench: Bench) -> None:
     assert not _is_own(mine, replace(mine, state=State.SENT))
     assert not _is_own(mine, replace(mine, version=9))
     assert not _is_own(mine, replace(mine, evidence=(item,)))
+
+
+def test_a_producer_that_repeats_its_mistake_does_not_make_the_record_grow(bench: Bench) -> None:
+    ledger, _ = bench.worker()
+    taken(ledger)
+    for number in range(50):
+        ledger.note_conflict(bench.stored(), f"other-{number}")
+    assert len(bench.stored().evidence) == 20
+
+
+def test_a_pause_that_outlasts_the_window_is_cut_short(bench: Bench) -> None:
+    """The provider asks for two days; the last replay inside its window is tried all the same, and can settle it."""
+    ledger, _ = bench.worker()
+    began = bench.clock.now()
+    settled = ledger.settle(taken(ledger), Unknown("HTTP 503", retry_after=172_800.0))
+    assert isinstance(settled, Record)
+    assert settled.ready_at == began + 86_400.0 - POLICY.margin_seconds - POLICY.lease_seconds
+    bench.clock.sleep(settled.ready_at - began)
+    assert isinstance(ledger.claim(READY), Claim)

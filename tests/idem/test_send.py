@@ -22,7 +22,7 @@ from idem.policy import Policy
 from idem.protocol import Record, State
 from idem.send import Ended, Later, Point, Ready, Refused, Render, Result, Sender
 from idem.stores.memory import MemoryStore
-from tests.fakes import Answer, Crash, FakeClock, FakeProvider, Fault, FaultyStore, make_email
+from tests.fakes import Answer, Crash, FakeClock, FakeProvider, Fault, FaultyStore, make_email, outage
 
 WINDOW = 86_400.0
 READY = Ready("k", make_email())
@@ -419,14 +419,24 @@ def test_such_an_answer_to_a_replay_is_for_a_person(bench: Bench) -> None:
 @pytest.mark.parametrize("fault", [Fault.REFUSED, Fault.ANSWER_LOST, Fault.LATE])
 @pytest.mark.parametrize("source", [READY, RENDER], ids=lambda source: type(source).__name__)
 def test_a_ledger_that_does_not_answer_means_do_not_send(bench: Bench, fault: Fault, source: Source) -> None:
-    bench.store.faults = {1: fault}
+    bench.store.faults = outage(1, fault)
     with pytest.raises(LedgerUnavailable):
         bench.sender().send(source)
     assert bench.provider.calls == []
 
 
+@pytest.mark.parametrize("window", [86_400.0, None], ids=["keyed", "keyless"])
+@pytest.mark.parametrize("write", [1, 2, 3])
+def test_an_answer_that_the_ledger_lost_costs_nothing(bench: Bench, write: int, window: float | None) -> None:
+    """Claim, freeze or settle was applied, and the ledger answers again at once: the own write is recognised."""
+    bench.provider.window_seconds = window
+    bench.store.faults = {write: Fault.ANSWER_LOST}
+    assert bench.sender().send(RENDER).record.state is State.SENT
+    assert len(bench.provider.accepted) == 1
+
+
 def test_a_freeze_that_is_not_answered_means_do_not_send(bench: Bench) -> None:
-    bench.store.faults = {2: Fault.ANSWER_LOST}
+    bench.store.faults = outage(2, Fault.ANSWER_LOST)
     with pytest.raises(LedgerUnavailable):
         bench.sender().send(RENDER)
     assert bench.provider.calls == []

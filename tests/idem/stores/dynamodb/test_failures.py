@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from botocore.awsrequest import AWSResponse  # type: ignore[import-untyped]  # ships no types
+from botocore.awsrequest import AWSResponse, HeadersDict  # type: ignore[import-untyped]  # ships no types
 from botocore.exceptions import (  # type: ignore[import-untyped]  # the same
     ConnectionClosedError,
     ConnectTimeoutError,
@@ -27,6 +27,9 @@ _NOWHERE = "http://127.0.0.1:9"
 _SECRET = "ann@example.com"
 
 
+_FROM_AWS = {"x-amzn-requestid": "1"}
+
+
 class _Raw:
     """The part of a urllib3 answer that botocore reads."""
 
@@ -37,13 +40,13 @@ class _Raw:
         return [self._content]
 
 
-def answering(status: int, content: bytes) -> tuple[Connection, list[str]]:
+def answering(status: int, content: bytes, headers: Mapping[str, str] = _FROM_AWS) -> tuple[Connection, list[str]]:
     """A connection whose every request is answered so, and the requests that it made."""
     connection, seen = services.connect("dynamodb", _NOWHERE), list[str]()
 
     def answer(request: Any, **_: Any) -> AWSResponse:
         seen.append(request.headers["X-Amz-Target"].decode())
-        return AWSResponse(request.url, status, {"Content-Type": "application/x-amz-json-1.0"}, _Raw(content))
+        return AWSResponse(request.url, status, HeadersDict(headers), _Raw(content))
 
     connection.client.meta.events.register("before-send.dynamodb", answer)
     return connection, seen
@@ -100,16 +103,31 @@ def test_an_item_that_never_fits_does_not_stop_the_others() -> None:
 @pytest.mark.parametrize("content", [b"<html>", b"", b"\xff", b"[]"])
 @pytest.mark.parametrize("status", [500, 502])
 def test_an_answer_that_is_none_of_dynamodb_is_no_answer(status: int, content: bytes) -> None:
-    connection, seen = answering(status, content)
+    connection, seen = answering(status, content, {})
     with pytest.raises(LedgerUnavailable):
         DynamoStore(connection, "orders", grouped=False).swap(None, make_record())
     assert len(seen) == 1
 
 
-def test_a_success_that_cannot_be_read_is_no_answer() -> None:
-    connection, _ = answering(200, b"<html>")
+@pytest.mark.parametrize("content", [b"<html>", b"{}", b"[]", b"", b'{"Item": {}}', b'{"Responses": []}'])
+def test_a_page_of_somebody_else_is_no_answer(content: bytes) -> None:
+    """Seen of botocore: any text under the status 200 passes for a write that was applied, and for an absent key."""
+    connection, _ = answering(200, content, {})
+    store = DynamoStore(connection, "orders", grouped=False)
+    for call in (lambda: store.swap(None, make_record()), lambda: store.read("k"), store.count):
+        with pytest.raises(LedgerUnavailable):
+            call()
+
+
+def test_an_answer_that_was_damaged_on_its_way_is_no_answer() -> None:
+    connection, _ = answering(200, b"{}", _FROM_AWS | {"x-amz-crc32": "2745614146"})
     with pytest.raises(LedgerUnavailable):
         DynamoStore(connection, "orders", grouped=False).swap(None, make_record())
+
+
+def test_an_answer_that_is_whole_is_believed() -> None:
+    connection, _ = answering(200, b"{}", _FROM_AWS | {"x-amz-crc32": "2745614147"})
+    assert DynamoStore(connection, "orders", grouped=False).swap(None, make_record()) is None
 
 
 @pytest.mark.parametrize(

@@ -25,12 +25,13 @@ def size(item: Item) -> int:
 
     https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CapacityUnitCalculations.html
     """
-    total = 0
-    for name, value in item.items():
-        ((kind, content),) = value.items()
-        total += len(name.encode())
-        total += {"S": lambda text: len(text.encode()), "B": len, "N": lambda text: len(text) // 2 + 2}[kind](content)
-    return total
+    return sum(len(name.encode()) + _size_of(*next(iter(value.items()))) for name, value in item.items())
+
+
+def _size_of(kind: str, content: str | bytes) -> int:
+    if kind == "N":
+        return len(content) // 2 + 2
+    return len(content if isinstance(content, bytes) else content.encode())
 
 
 def happy_path(key: str) -> tuple[Record, Record]:

@@ -1,0 +1,93 @@
+"""What DynamoDB charges, as its own engine reports it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from idem.ledger import Claim, Ledger
+from idem.outcome import Accepted, NotSent, Outcome, Unknown
+from idem.policy import Policy
+from idem.protocol import Done, Intent, State
+from idem.stores.dynamodb import DynamoStore
+from tests import services
+from tests.bench.units import Units
+from tests.fakes import FakeClock
+
+_POLICY = Policy(window_seconds=86_400.0)
+_FINGERPRINT = "f" * 64
+
+
+class Bill:
+    """A ledger on DynamoDB Local, and what it was charged since it was last asked."""
+
+    def __init__(self, store: DynamoStore, units: Units) -> None:
+        self.clock = FakeClock()
+        self.ledger = Ledger(store, policy=_POLICY, provider="lettermint", clock=self.clock, jitter=lambda: 1.0)
+        self.units = units
+        self.key = uuid.uuid4().hex.ljust(100, "k")
+
+    def claim(self, job: str | None = None) -> Claim:
+        claim = self.ledger.claim(Intent(self.key, job=job, fingerprint=None if job else _FINGERPRINT))
+        assert isinstance(claim, Claim)
+        return claim
+
+    def charged(self) -> tuple[float, float, float, int]:
+        """Write units, those of the index among them, read units, and refused writes."""
+        units = self.units
+        found = units.write, units.index, units.read, units.refused
+        units.reset()
+        return found
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "grouped"])
+def bill(request: pytest.FixtureRequest) -> Iterator[Bill]:
+    endpoint = services.dynamodb_local()
+    connection = services.connect("dynamodb", endpoint)
+    store = DynamoStore(connection, services.table(endpoint), namespace=uuid.uuid4().hex, grouped=request.param)
+    yield Bill(store, Units(connection.client))
+    store.close()
+
+
+def test_a_fresh_send_is_two_units_and_no_read(bill: Bill) -> None:
+    bill.ledger.settle(bill.claim(), Accepted("m" * 40))
+    assert bill.charged() == (2, 0, 0, 0)
+
+
+def test_a_rendered_send_is_three(bill: Bill) -> None:
+    frozen = bill.ledger.freeze(bill.claim("report"), b"body " * 1_000, _FINGERPRINT)
+    assert isinstance(frozen, Claim)
+    bill.ledger.settle(frozen, Accepted("m" * 40))
+    assert bill.charged() == (3, 0, 0, 0)
+
+
+def test_a_redelivery_is_one_refused_write(bill: Bill) -> None:
+    """Which brings the record along: no read."""
+    bill.ledger.settle(bill.claim(), Accepted("m1"))
+    bill.charged()
+    assert isinstance(bill.ledger.claim(Intent(bill.key, fingerprint=_FINGERPRINT)), Done)
+    assert bill.charged() == (0, 0, 0, 1)
+
+
+def test_a_takeover_is_one_refused_write_and_one_more(bill: Bill) -> None:
+    bill.claim()
+    bill.clock.sleep(_POLICY.lease_seconds)
+    bill.charged()
+    bill.ledger.settle(bill.claim(), Accepted("m1"))
+    assert bill.charged() == (2, 0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state"), [(NotSent("refused", None), State.RETRY), (Unknown("no answer"), State.UNSURE)]
+)
+def test_what_needs_attention_costs_one_unit_to_list_and_one_to_unlist(
+    bill: Bill, outcome: Outcome, state: State
+) -> None:
+    settled = bill.ledger.settle(bill.claim(), outcome)
+    assert getattr(settled, "state", None) is state
+    assert bill.charged() == (3, 1, 0, 0)
+    bill.clock.sleep(_POLICY.lease_seconds)
+    bill.ledger.settle(bill.claim(), Accepted("m1"))
+    assert bill.charged() == (3, 1, 0, 1)
