@@ -1,14 +1,6 @@
-"""Who does the work: what a user declares, the queue, the worker processes, the commands.
+"""Who does the work: what a user declares (`App`), the queue, the worker processes, the commands.
 
-    from idem import Email
-    from workers import App
-
-    app = App.from_env()
-
-    @app.job()
-    def order_confirmation(order_id: str) -> Email: ...
-
-    order_confirmation.send("1234", key="order-confirmation-1234")
+A job is a function that returns an `idem.Email`; the framework sends what it returns, once. The README shows one.
 """
 
 from __future__ import annotations

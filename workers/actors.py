@@ -19,6 +19,7 @@ from idem.email import Email
 from idem.errors import BrokerError, EmailError, InvalidKey, JobError, LedgerError
 from idem.outcome import NotSent
 from idem.policy import Policy
+from idem.protocol import Record
 from idem.send import Ended, Later, Ready, Refused, Render, Result, Sender
 from workers.brokers.base import Acknowledge, Bury, Disposition, JobBroker, Retry, dispose
 from workers.jobs import ACTOR, QUEUE, email_message, read_job
@@ -41,6 +42,7 @@ class Performer:
         self._clock = clock
         #: Set when the provider refused the credentials: every email would meet the same, and only a person can help.
         self.credentials_refused = threading.Event()
+        self._lock = threading.Lock()
 
     def perform(self, message: dramatiq.Message[None], payload: Mapping[str, Any]) -> Disposition:
         """Take the message as far as it goes now."""
@@ -69,7 +71,7 @@ class Performer:
                 _log.error("key %s already stands for another email; this one is buried", key)
                 return Bury("its key already stands for another email or job")
             case Later(ready_at=ready_at, record=record, cause=cause):
-                self._report_later(key, record.reason, cause)
+                self._report_later(key, record, cause)
                 return Retry(max(0.0, ready_at - self._clock.now()))
             case Ended(record=record, emails=emails):
                 # Before the acknowledgement, so that a crash in between repeats some and loses none.
@@ -78,15 +80,20 @@ class Performer:
                 _log.info("key %s is %s%s", key, record.state, f" ({record.reason})" if record.reason else "")
                 return Acknowledge()
 
-    def _report_later(self, key: str, reason: str | None, cause: object) -> None:
+    def _report_later(self, key: str, record: Record, cause: object) -> None:
         if isinstance(cause, NotSent) and cause.credentials:
-            if not self.credentials_refused.is_set():
+            with self._lock:
+                first = not self.credentials_refused.is_set()
+                self.credentials_refused.set()
+            if first:
                 _log.error(
-                    "the provider refuses the credentials (%s); jobs stay in the queue until that is mended", reason
+                    "%s refuses the credentials (%s): check IDEM_%s_TOKEN; jobs stay in the queue until that is mended",
+                    record.provider,
+                    record.reason,
+                    record.provider.upper(),
                 )
-            self.credentials_refused.set()
         elif cause is not None:
-            _log.warning("key %s comes again later: %s", key, reason)
+            _log.warning("key %s comes again later: %s", key, record.reason)
 
     def _unknown_job(self, message: dramatiq.Message[None], name: str) -> Disposition:
         """During a rolling deployment another worker may know it; after the time to give up, a person must."""
@@ -98,17 +105,26 @@ class Performer:
         return Retry(self._pause(message))
 
     def _pause(self, message: dramatiq.Message[None]) -> float:
-        tries = message.options.get("tries", 0)
-        return self._policy.backoff(1 + (tries if isinstance(tries, int) else 0), jitter=1.0)
+        return self._policy.backoff(1 + message.options.get("tries", 0), jitter=1.0)
+
+
+class _Actor(dramatiq.Actor[..., None]):
+    """Called with whatever a message holds, even an argument named `self`, which dramatiq's own call trips over."""
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> None:
+        self.fn(*args, **kwargs)
 
 
 def declare_actor(broker: dramatiq.Broker, performer: Performer) -> None:
     """Declare on `broker` the one actor that all messages name."""
 
-    def idem(**payload: Any) -> None:
+    def idem(*args: Any, **payload: Any) -> None:
         message = CurrentMessage.get_current_message()
         if message is None:
             raise RuntimeError("the actor runs inside a worker only")
-        dispose(message, performer.perform(message, payload))
+        if args:
+            dispose(message, Bury("the message is malformed: it has positional arguments"))
+        else:
+            dispose(message, performer.perform(message, payload))
 
-    dramatiq.actor(broker=broker, actor_name=ACTOR, queue_name=QUEUE)(idem)
+    dramatiq.actor(broker=broker, actor_class=_Actor, actor_name=ACTOR, queue_name=QUEUE)(idem)

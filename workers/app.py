@@ -70,9 +70,11 @@ class App:
         """Declare a function that returns an `Email`, a list of them, or None; by default under its own name."""
 
         def declare(function: Callable[P, Email | Sequence[Email] | None]) -> DeclaredJob[P]:
-            if callable(name) or inspect.iscoroutinefunction(function):
+            if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
                 raise JobError("write @app.job() above a plain function; coroutines are not awaited")
-            chosen = name or function.__name__
+            chosen = name or getattr(function, "__name__", None)
+            if chosen is None:
+                raise JobError(f"{type(function).__name__} has no name: write @app.job('a-name')")
             if chosen in self.jobs:
                 raise JobError(f"two jobs are named {chosen!r}: give one of them another name")
             if "key" in inspect.signature(function).parameters:

@@ -8,6 +8,7 @@ The same object is welcome from anyone (DESIGN section 7). It is read strictly: 
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,6 +36,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     def __post_init__(self) -> None:
         if (self.email is None) == (self.job is None):
             raise ValueError("it must hold either an email or the name of a job")
+        if self.email is not None and (self.args or self.kwargs):
+            raise ValueError("args and kwargs belong to a job, and it holds an email")
 
 
 def email_message(email: Email, key: str | None) -> tuple[Message[None], str]:
@@ -47,11 +50,33 @@ def job_message(
     name: str, args: Sequence[Any], kwargs: Mapping[str, Any], key: str | None
 ) -> tuple[Message[None], str]:
     """A message that names a job, and its key. Raises `JobError` when an argument is not JSON."""
+    arguments = {"args": list(args), "kwargs": dict(kwargs)}
     try:
-        plain = msgspec.json.decode(msgspec.json.encode({"args": list(args), "kwargs": dict(kwargs)}))
-    except (TypeError, msgspec.MsgspecError, RecursionError) as error:
-        raise JobError(f"job {name}: its arguments must be JSON values ({error})") from error
-    return _message(None if key is None else check_key(key), {"job": name} | plain)
+        _check_json(arguments)
+    except RecursionError as error:
+        raise JobError(f"job {name}: its arguments are nested too deeply") from error
+    except TypeError as error:
+        raise JobError(f"job {name}: its arguments must be JSON values, and {error} is not one") from error
+    return _message(None if key is None else check_key(key), {"job": name} | arguments)
+
+
+def _check_json(value: object) -> None:
+    """Raise `TypeError` for what the worker would get as something else: a date, bytes, NaN, a number as a name."""
+    match value:
+        case None | bool() | int() | str():
+            return
+        case float() if math.isfinite(value):
+            return
+        case list() | tuple():
+            for item in value:
+                _check_json(item)
+        case dict():
+            for name, item in value.items():
+                if not isinstance(name, str):
+                    raise TypeError(f"{type(name).__name__} as a name")
+                _check_json(item)
+        case _:
+            raise TypeError(str(value) if isinstance(value, float) else type(value).__name__)
 
 
 def _message(key: str | None, payload: dict[str, Any]) -> tuple[Message[None], str]:

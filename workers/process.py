@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import dramatiq
 
 from idem.errors import BrokerUnavailable, IdemError
 from workers.app import App
+from workers.telemetry import describe_error
 
 _log = logging.getLogger("idem.worker")
 
@@ -45,7 +45,7 @@ def work(app: App, *, threads: int, until_empty: bool) -> int:
         try:
             while not stop.wait(_LOOK_SECONDS):
                 if until_empty and performer.credentials_refused.is_set():
-                    return _refused(app)
+                    return 1
                 if until_empty and _is_empty(app):
                     return 0
             return 0
@@ -58,16 +58,6 @@ def _is_empty(app: App) -> bool:
         return app.broker.backlog().pending == 0
     except BrokerUnavailable:
         return False
-
-
-def _refused(app: App) -> int:
-    provider = app.settings.provider
-    _log.error(
-        "%s refuses the token: check IDEM_%s_TOKEN. Nothing is lost: the jobs stay in the queue",
-        provider,
-        provider.upper(),
-    )
-    return 1
 
 
 def keep_working(command: Sequence[str], processes: int) -> int:
@@ -87,6 +77,7 @@ class _Child:
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = command
+        self._told = False
         self._process = self._start()
         self._started_at = time.monotonic()
 
@@ -104,13 +95,19 @@ class _Child:
         return True
 
     def terminate(self) -> None:
-        if self._process.poll() is None:
+        self._told = self._process.poll() is None
+        if self._told:
             self._process.terminate()
 
     def status(self) -> int:
-        """The exit status once it has ended; a process that a signal ended counts as 1."""
+        """The exit status once it has ended; a process that was killed while it finished its work counts as 1.
+
+        One that was killed before would have been replaced, and our own SIGTERM ends one that has not begun to work.
+        """
         status = self._process.wait()
-        return 1 if status < 0 else status
+        if status >= 0:
+            return status
+        return int(self._told and status != -signal.SIGTERM)
 
     def _start(self) -> subprocess.Popen[bytes]:
         return start_process(self._command)
@@ -138,14 +135,31 @@ def _follow(parent: int) -> None:
             os._exit(1)
 
 
+class _Stop:
+    """Whether a signal has told this process to stop.
+
+    Not a `threading.Event`: a handler runs in the thread that waits, which may hold the event's lock at that instant,
+    and would wait for itself.
+    """
+
+    def __init__(self) -> None:
+        self.told = False
+
+    def wait(self, seconds: float) -> bool:
+        """Wait that long, and say whether to stop."""
+        if not self.told:
+            time.sleep(seconds)
+        return self.told
+
+
 @contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set; a second one is left to Python."""
-    stop = threading.Event()
+def _stop_signals() -> Iterator[_Stop]:
+    """What SIGTERM and SIGINT tell; a second one is left to Python."""
+    stop = _Stop()
     before: dict[signal.Signals, Any] = {}
 
     def on_signal(number: int, _frame: object) -> None:
-        stop.set()
+        stop.told = True
         signal.signal(number, before[signal.Signals(number)])
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -164,11 +178,16 @@ def load_app(name: str) -> App:
         raise IdemError(f"--app {name}: write MODULE:APP, such as shop.mail:app")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        found = getattr(importlib.import_module(module_name), attribute)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise IdemError(f"--app {name}: there is no module named {error.name}") from error
-    except AttributeError as error:
-        raise IdemError(f"--app {name}: {error}") from error
+    except IdemError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise IdemError(f"--app {name}: the module raised {describe_error(error)}") from error
+    found = getattr(module, attribute, None)
+    if found is None:
+        raise IdemError(f"--app {name}: the module {module_name} has no {attribute}")
     if not isinstance(found, App):
         raise IdemError(f"--app {name}: {attribute} is {type(found).__name__}; it must be a workers.App")
     return found

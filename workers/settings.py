@@ -20,6 +20,7 @@ from idem.errors import SettingsError
 
 _PREFIX = "IDEM_"
 _PROVIDER_SETTING = re.compile(r"IDEM_(?P<provider>[A-Z0-9]+)_(?P<part>TOKEN|BASE_URL)")
+_URL_PASSWORD = re.compile(r"(?<=://).*@", re.DOTALL)
 _ENV_LINE = re.compile(r"(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?P<value>.*)")
 
 #: The providers that have an adapter; each takes `IDEM_<PROVIDER>_TOKEN` and `IDEM_<PROVIDER>_BASE_URL`.
@@ -94,6 +95,10 @@ class Settings:
         _check_order("lease", self.lease_seconds, "<=", "visibility", self.visibility_seconds)
         _check_order("HTTP timeout", self.http_timeout_seconds, "<", "shutdown", self.shutdown_seconds)
 
+    def __repr__(self) -> str:
+        shown = (f"{item.name}={getattr(self, item.name)!r}" for item in fields(self))
+        return f"Settings({', '.join(_URL_PASSWORD.sub('***@', text) for text in shown)})"
+
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, directory: Path | None = None) -> Settings:
         """Read the environment and the files of `directory`; `SettingsError` names the setting and its source."""
@@ -159,7 +164,7 @@ def _read_toml(path: Path) -> Iterator[tuple[str, str]]:
     """`lease_seconds = 60` is IDEM_LEASE_SECONDS; `token` in the table `[lettermint]` is IDEM_LETTERMINT_TOKEN."""
     try:
         tables = tomllib.loads(_read(path))
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"idem.toml is not TOML: {error}") from error
     for name, value in tables.items():
         parts = value.items() if isinstance(value, dict) else [("", value)]
@@ -225,10 +230,10 @@ def _credentials(values: Mapping[str, tuple[str, str]]) -> dict[str, Credentials
 def _check_base_url(name: str, value: str) -> None:
     try:
         parts = urlsplit(value)
-        valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and value.isascii() and parts.port != 0
+        valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         valid = False
-    if not valid or parts.query or parts.fragment or parts.username:
+    if not valid or not all("!" <= char <= "~" for char in value) or {"?", "#", "@"} & set(value):
         raise SettingsError(f"{name} is not a base URL such as https://api.example.com/v1")
 
 

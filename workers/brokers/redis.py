@@ -1,21 +1,26 @@
 """dramatiq's Redis broker, with the places mended where it can lose a job or forget one.
 
-Kept from dramatiq: the engine, the key names, enqueue, acknowledgement, and the heartbeats by which the jobs of a
-killed worker go to another one. Replaced: a retry, a delay and a burial are one atomic move each (`queue.lua`); delayed
-jobs wait in Redis and not in a worker's memory; maintenance comes by the clock and not by chance; after a lost
-connection a worker takes back what Redis had handed it without its knowing; and nothing is acknowledged of which the
-actor did not say so.
+Kept from dramatiq: the engine, the key names, acknowledgement, and the heartbeats by which the jobs of a killed worker
+go to another one. Replaced: a retry, a delay and a burial are one atomic move each (`queue.lua`); delayed jobs wait in
+Redis and not in a worker's memory; maintenance comes by the clock and not by chance, and keeps the dead letters; after
+a lost connection a worker takes back what Redis had handed it without its knowing; and nothing is acknowledged of which
+the actor did not say so. What comes off the wire is not trusted: neither its form nor options that dramatiq would obey.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import re
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from importlib import resources
-from typing import Any, cast
+from typing import Annotated, Any, cast
+from urllib.parse import urlsplit
 
+import msgspec
 import redis
 from dramatiq import Message
 from dramatiq.broker import Consumer, MessageProxy
@@ -25,13 +30,16 @@ from dramatiq.middleware import CurrentMessage
 from redis.backoff import NoBackoff
 from redis.retry import Retry as RedisRetry
 
-from idem.errors import BrokerUnavailable
-from workers.brokers.base import Acknowledge, Backlog, Bury, Retry, disposition_of
+from idem.errors import BrokerError, BrokerUnavailable, SettingsError
+from workers.brokers.base import Acknowledge, Backlog, Bury, Retry, dispose, disposition_of
 
-#: Dead letters are kept until a person decides; dramatiq's maintenance would drop them after seven days.
-_DEAD_LETTERS_KEPT_MS = 10 * 365 * 86_400_000
 _ID = "redis_message_id"
+#: redis-py takes database 0 for whatever is not a number.
+_DATABASE = re.compile(r"(/[0-9]{0,9})?")
+_MALFORMED = "IDEM_BROKER_URL is malformed: write redis://host:port/db"
 _SOCKET_SECONDS = 10.0
+#: More than any message can have had; a larger count is not ours.
+_MAX_TRIES = 1_000_000
 
 
 class RedisBroker(StockBroker):
@@ -42,11 +50,12 @@ class RedisBroker(StockBroker):
             client=client,
             middleware=[CurrentMessage()],
             namespace=f"idem:{namespace}",
-            heartbeat_timeout=int(visibility_seconds * 1000),
-            dead_message_ttl=_DEAD_LETTERS_KEPT_MS,
+            # Its maintenance drops old dead letters, and looks through all keys of the server; `maintain` is ours.
+            maintenance_chance=0,
         )
         script = resources.files("workers.brokers").joinpath("queue.lua").read_text(encoding="utf-8")
         self._move = client.register_script(script)
+        self._visibility_ms = int(visibility_seconds * 1000)
         self._maintained_at = 0.0
         self._maintenance_seconds = max(0.1, visibility_seconds / 10)
         #: Ids that this process's threads have in hand, each until its disposition was carried out.
@@ -54,7 +63,7 @@ class RedisBroker(StockBroker):
         self.in_hand_lock = threading.Lock()
 
     @property
-    def consumer_class(self) -> type[_Consumer]:
+    def consumer_class(self) -> Any:
         """What dramatiq's worker reads this broker through."""
         return _Consumer
 
@@ -69,18 +78,21 @@ class RedisBroker(StockBroker):
         """Return once Redis has the message; `BrokerUnavailable` when that is not known."""
         with _unavailable():
             if delay is None:
-                return super().enqueue(message)
-            delayed = message.copy(options={_ID: message.message_id})
-            at = _now_ms() + delay
-            self.move("delay", message.queue_name, message.message_id, delayed.encode(), at)
-            return delayed
+                # An id of its own: a second copy of a message must not share the place of the first.
+                copy = message.copy(options={_ID: str(uuid.uuid4())})
+                self.move("enqueue", copy.queue_name, copy.options[_ID], copy.encode())
+            else:
+                copy = message.copy(options={_ID: message.message_id})
+                self.move("delay", copy.queue_name, copy.options[_ID], copy.encode(), _now_ms() + delay)
+            return copy
 
     def backlog(self) -> Backlog:
         """How many messages there are, by one atomic reading."""
         with _unavailable():
             counts = [self.move("backlog", queue) for queue in sorted(self.queues)]
         ready, held, delayed, dead = (sum(column) for column in zip(*counts, strict=True))
-        return Backlog(ready=ready, delayed=delayed, in_flight=held - ready, dead=dead)
+        # A second copy of an id counts as ready until a fetch has dropped it, although its message has gone.
+        return Backlog(ready=ready, delayed=delayed, in_flight=max(0, held - ready), dead=dead)
 
     def close(self) -> None:
         """Close the connections."""
@@ -93,12 +105,8 @@ class RedisBroker(StockBroker):
     def maintain(self, queue_name: str) -> None:
         """Give the jobs of dead workers back to the queue, when it is time to look."""
         if time.monotonic() - self._maintained_at >= self._maintenance_seconds:
-            # A command that dramatiq's script does not know: it does its maintenance and nothing else.
-            self.do_maintain(queue_name)
+            self.move("maintain", queue_name, _now_ms() - self._visibility_ms, *sorted(self.queues))
             self._maintained_at = time.monotonic()
-
-    def _should_do_maintenance(self, command: str) -> int:
-        return int(command == "maintain")
 
     def requeue_unknown(self, queue_name: str) -> None:
         """Give back what Redis handed to this worker without its knowing: the answer to the fetch was lost."""
@@ -147,7 +155,7 @@ class _Consumer(Consumer):
                     self._broker.do_ack(self._queue_name, message_id)
                 case Retry(delay_seconds=delay):
                     at = _now_ms() + max(0, int(delay * 1000))
-                    again = message.copy(options={"tries": _tries(message) + 1})
+                    again = message.copy(options={"tries": message.options.get("tries", 0) + 1})
                     self._broker.move("retry", self._queue_name, message_id, again.encode(), at)
                 case Bury(reason=reason):
                     buried = message.copy(options={"reason": reason})
@@ -156,9 +164,7 @@ class _Consumer(Consumer):
 
     def nack(self, message: MessageProxy) -> None:
         """Dramatiq itself refuses a message: it names an actor that is not ours."""
-        message.__dict__.setdefault(
-            "idem_disposition", Bury(f"it names the actor {message.actor_name}, not one of ours")
-        )
+        dispose(message, Bury(f"it names the actor {message.actor_name}, not one of ours"))
         self.ack(message)
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
@@ -184,13 +190,13 @@ class _Consumer(Consumer):
 
     def _hand_over(self, message_id: str, data: bytes) -> MessageProxy | None:
         try:
-            message = Message.decode(data)
+            message = _decode(data, self._queue_name, message_id)
         except DecodeError:
             self._bury_undecodable(message_id, data)
             return None
         with self._broker.in_hand_lock:
             self._broker.in_hand.add(message_id)
-        return MessageProxy(message.copy(options={_ID: message_id}))
+        return _InHand(message)
 
     def _bury_undecodable(self, message_id: str, data: bytes) -> None:
         """What cannot be decoded is kept as it came, among the dead letters."""
@@ -202,9 +208,56 @@ class _Consumer(Consumer):
             self._broker.in_hand.difference_update(message_ids)
 
 
+class _InHand(MessageProxy):
+    """A message that a worker has; dramatiq writes it into log lines, where no part of an email belongs."""
+
+    def __str__(self) -> str:
+        return str(self.message_id)
+
+    __repr__ = __str__
+
+
+class _Fields(msgspec.Struct):
+    """What a message must be before dramatiq's threads get it: what they do not expect, they do not survive."""
+
+    actor_name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    options: dict[str, Any]
+    message_id: str
+    message_timestamp: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
+def _decode(data: bytes, queue_name: str, message_id: str) -> Message[None]:
+    """Read a message, on the queue that it was found in and with no option but the count of its tries.
+
+    Of the others, `eta` would copy the message without end, and `throws` would end the thread that performs it.
+    """
+    message: Message[None] = Message.decode(data)
+    try:
+        fields = msgspec.convert(message.asdict(), _Fields)
+    except msgspec.ValidationError as error:
+        raise DecodeError(str(error), data, error) from error
+    tries = fields.options.get("tries")
+    known = {"tries": tries} if type(tries) is int and 0 <= tries < _MAX_TRIES else {}
+    return dataclasses.replace(message, queue_name=queue_name, options={_ID: message_id, **known})
+
+
 def connect(url: str) -> redis.Redis:
-    """A client for `redis://` or `rediss://`; it never repeats a command by itself."""
-    return redis.Redis.from_url(url, retry=no_retry(), **client_options())
+    """A client for `redis://` or `rediss://`; it never repeats a command by itself, and has not connected yet.
+
+    Raises `SettingsError` for a malformed URL. What redis-py says of it is not passed on: it may hold the password.
+    """
+    try:
+        database = urlsplit(url).path
+        client = redis.Redis.from_url(url, retry=no_retry(), **client_options())
+        # Options that nobody knows are found out when a connection is made, which does not connect it yet.
+        client.connection_pool.make_connection()
+    except (ValueError, TypeError):
+        raise SettingsError(_MALFORMED) from None
+    if not _DATABASE.fullmatch(database):
+        raise SettingsError(_MALFORMED)
+    return client
 
 
 def client_options() -> dict[str, Any]:
@@ -215,11 +268,6 @@ def client_options() -> dict[str, Any]:
 def no_retry() -> RedisRetry:
     """redis-py repeats a failed command three times by default; repeating a fetch strands what the first one took."""
     return RedisRetry(NoBackoff(), 0)
-
-
-def _tries(message: MessageProxy) -> int:
-    tries = message.options.get("tries", 0)
-    return tries if isinstance(tries, int) else 0
 
 
 def _now_ms() -> int:
@@ -235,12 +283,14 @@ def _unavailable() -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:
-        raise BrokerUnavailable(f"the broker does not answer: {error}") from error
+        raise BrokerUnavailable(
+            f"the broker does not answer ({error}): see that the server of IDEM_BROKER_URL runs"
+        ) from error
 
 
 @contextlib.contextmanager
 def _connection_closed() -> Iterator[None]:
     try:
         yield
-    except redis.RedisError as error:
+    except (redis.RedisError, BrokerError) as error:
         raise ConnectionClosed(error) from error

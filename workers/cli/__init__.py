@@ -15,6 +15,7 @@ import click
 
 from idem.errors import BrokerError, IdemError, LedgerError
 from idem.privacy import redact
+from workers.telemetry import describe_error
 
 #: Every command, the file that has it, and what it is for.
 _COMMANDS = {
@@ -62,20 +63,29 @@ def run(args: list[str]) -> int:
     """Run one command and return its exit status."""
     try:
         status: Any = idem.main(args, prog_name="idem", standalone_mode=False)
-    except click.exceptions.Abort:
-        return _fail("stopped; run the same command again to go on", 130)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (BrokerError, LedgerError) as error:
-        return _fail(str(error), 1)
-    except IdemError as error:
-        return _fail(str(error), 2)
-    except BrokenPipeError:
-        # Whoever read our output has gone, as `head` does; Python must not complain when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except Exception as error:
+        return _explain(error)
     return status if isinstance(status, int) else 0
+
+
+def _explain(error: Exception) -> int:
+    """Say what stopped a command, and give its exit status."""
+    match error:
+        case click.exceptions.Abort():
+            return _fail("stopped; run the same command again to go on", 130)
+        case click.ClickException():
+            error.show()
+            return error.exit_code
+        case BrokenPipeError():
+            # Whoever read our output has gone, as `head` does; Python must not complain when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        case BrokerError() | LedgerError():
+            return _fail(str(error), 1)
+        case IdemError():
+            return _fail(str(error), 2)
+        case _:
+            return _fail(f"a mistake of ours: {describe_error(error)}; please report it. It sends nothing twice", 1)
 
 
 def _fail(problem: str, status: int) -> int:

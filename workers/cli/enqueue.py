@@ -113,6 +113,8 @@ def _ended_state(app: App, key: str, email: Email) -> str | None:
 
 
 def _refuse(report: _Report, name: str, number: int | None, error: str) -> None:
+    # A file's name may be bytes that are no text, which JSON cannot hold.
+    name, error = (text.encode("utf-8", "replace").decode("utf-8") for text in (name, error))
     report.refused.append({"file": name, "line": number, "error": error})
     where = error if number is None else f"{name} line {number}: {error}"
     click.echo(f"idem: {where}", err=True)

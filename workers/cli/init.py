@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from idem.errors import SettingsError
 from workers.app import App
 from workers.settings import PROVIDERS, SETTINGS, Settings
+from workers.wiring import contract_of
 
 _FILE = "idem.toml"
 
@@ -19,7 +21,10 @@ def init_command() -> None:
     if path.exists():
         click.echo(f"{_FILE} is there already; it stays as it is")
     else:
-        path.write_text(_template(), encoding="utf-8")
+        try:
+            path.write_text(_template(), encoding="utf-8")
+        except OSError as error:
+            raise SettingsError(f"{_FILE} cannot be written ({error.strerror}): go to a directory of yours") from error
         click.echo(f"wrote {_FILE}: every setting, with its default")
     app = App(Settings.load())
     try:
@@ -33,8 +38,11 @@ def init_command() -> None:
 def _template() -> str:
     lines = ["# Settings of idem-workers. The environment wins: lease_seconds here is IDEM_LEASE_SECONDS there.", ""]
     for name, default, meaning in SETTINGS:
-        value = f'"{default}"' if isinstance(default, str) else "" if default is None else f"{default:g}"
-        lines += [f"# {meaning}", f"# {name.removeprefix('IDEM_').lower()} = {value}".rstrip(), ""]
+        # Only the window has no default of its own: it is the provider's.
+        given = contract_of(Settings().provider).window_seconds if default is None else default
+        value = f'"{given}"' if isinstance(given, str) else f"{given:g}"
+        lines += [f"# {meaning}", f"# {name.removeprefix('IDEM_').lower()} = {value}", ""]
     for provider in PROVIDERS:
-        lines += [f"[{provider}]", "# Better in the environment than in a file.", '# token = ""', '# base_url = ""', ""]
+        lines += [f"[{provider}]", "# Better in the environment than in a file.", '# token = ""']
+        lines += [f'# base_url = "{contract_of(provider).base_url}"', ""]
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 import msgspec
 
+from idem.keys import check_key
 from idem.protocol import Record, State
 from workers.app import App
 
@@ -43,7 +44,7 @@ def explain_command(key: str, *, as_json: bool) -> int:
     """Show what is known about one key: its state, attempts and evidence. Exit status 1 when there is no record."""
     app = App.from_env()
     try:
-        record = app.ledger.read(key)
+        record = app.ledger.read(check_key(key))
     finally:
         app.close()
     if record is None:
@@ -89,11 +90,13 @@ def describe(record: Record) -> dict[str, Any]:
 def _readable(fields: Mapping[str, Any]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for name, value in fields.items():
-        if name in _TIMES and value is not None:
+        if value is None:
+            continue
+        if name in _TIMES:
             shown[name] = datetime.fromtimestamp(value, UTC).isoformat(timespec="milliseconds")
         elif name in {"history", "evidence"}:
             shown[name] = [_readable(item) for item in value]
-        elif value is not None:
+        else:
             shown[name] = value
     return shown
 

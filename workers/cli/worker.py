@@ -21,6 +21,7 @@ def worker_command(app_name: str | None, processes: int, threads: int, *, until_
     # Loaded here too when there are several processes, so that a wrong setting is said once, and at once.
     app = load_app(app_name) if app_name else App.from_env()
     if processes > 1:
+        app.performer()
         return keep_working(_one_process(app_name, threads, until_empty=until_empty, verbose=verbose), processes)
     try:
         return work(app, threads=threads, until_empty=until_empty)

@@ -1,0 +1,63 @@
+"""`idem sandbox`: the command around the sandbox."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import urllib.request
+
+import pytest
+
+from tests.workers.parts import RunIdem, Running, StartIdem, wait_for
+
+
+def _url(running: Running) -> str:
+    def said() -> bool:
+        return len(running.log.splitlines()) == 2
+
+    wait_for(said)
+    inbox, lettermint = running.log.splitlines()
+    url = inbox.split()[-1].rstrip("/")
+    assert inbox == f"inbox and log   {url}/"
+    assert lettermint == f"Lettermint      IDEM_LETTERMINT_BASE_URL={url}/lettermint/v1"
+    return url
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_says_where_it_is_answers_there_and_ends_when_told(start_idem: StartIdem, number: int) -> None:
+    sandbox = start_idem("sandbox", "--port", "0")
+    url = _url(sandbox)
+    with urllib.request.urlopen(f"{url}/api/accepted") as answer:  # noqa: S310 - our own
+        assert json.load(answer) == []
+
+    sandbox.signal(number)
+
+    assert sandbox.wait() == 0
+    assert len(sandbox.log.splitlines()) == 2
+
+
+def test_a_port_that_is_taken_is_one_line(call_idem: RunIdem) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ran = call_idem("sandbox", "--port", port)
+
+    assert ran.status == 2
+    assert ran.problem == (
+        f"idem: cannot listen on 127.0.0.1 port {port} (Address already in use): choose another --port"
+    )
+
+
+def test_an_address_that_is_not_ours_is_one_line(call_idem: RunIdem) -> None:
+    """192.0.2.1 is for documentation and nobody's."""
+    ran = call_idem("sandbox", "--port", "0", "--host", "192.0.2.1")
+
+    assert ran.status == 2
+    assert ran.problem.startswith("idem: cannot listen on 192.0.2.1 port 0 (")
+
+
+def test_a_name_that_is_no_address_is_one_line(call_idem: RunIdem) -> None:
+    ran = call_idem("sandbox", "--port", "0", "--host", "no such host.invalid")
+
+    assert ran.status == 2
+    assert ran.problem.startswith("idem: cannot listen on no such host.invalid port 0 (")

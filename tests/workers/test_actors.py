@@ -1,0 +1,380 @@
+"""The acknowledgement rule's other half: what the actor says of a message, and when."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq import Message
+
+from idem import Email, State
+from idem.errors import BrokerUnavailable, JobError
+from idem.send import Point
+from tests.workers.parts import Sandbox, make_email, wait_for
+from workers import App, Settings
+from workers.actors import Performer
+from workers.brokers.base import Acknowledge, Backlog, Bury, Disposition, Retry
+from workers.jobs import email_message, job_message
+
+#: A thread's connection to the provider is closed when the thread's memory is freed, of which Python warns.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+_SHORT = {
+    "IDEM_HTTP_TIMEOUT_SECONDS": "0.4",
+    "IDEM_LEASE_SECONDS": "0.8",
+    "IDEM_BACKOFF_SECONDS": "0.05",
+    "IDEM_GIVE_UP_SECONDS": "30",
+}
+
+
+class Stage:
+    """An application, its performer, and the crash point at which to raise."""
+
+    def __init__(self, environ: dict[str, str], directory: Path) -> None:
+        self.app = App(Settings.load(environ | _SHORT, directory), reach=self._reach)
+        self.on_point: Callable[[Point], None] = lambda _: None
+
+    def _reach(self, point: Point) -> None:
+        self.on_point(point)
+
+    def perform(self, message: Message[None]) -> Disposition:
+        return self.performer.perform(message, message.kwargs)
+
+    def send(self, email: Email, key: str) -> Disposition:
+        return self.perform(email_message(email, key)[0])
+
+    def run(self, name: str, key: str, *args: Any) -> Disposition:
+        return self.perform(job_message(name, args, {}, key)[0])
+
+    def state(self, key: str) -> State | None:
+        record = self.app.ledger.read(key)
+        return None if record is None else record.state
+
+    @property
+    def performer(self) -> Performer:
+        if not hasattr(self, "_performer"):
+            self._performer = self.app.performer()
+        return self._performer
+
+    def backlog(self) -> Backlog:
+        return self.app.broker.backlog()
+
+
+@pytest.fixture
+def stage(environ: dict[str, str], tmp_path: Path) -> Iterator[Stage]:
+    stage = Stage(environ, tmp_path)
+    yield stage
+    stage.app.close()
+    vars(stage).clear()
+    gc.collect()
+
+
+@pytest.fixture
+def worker(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[dramatiq.Worker]:
+    """Dramatiq's threads, as in a worker process."""
+    monkeypatch.setattr("workers.brokers.base.UNSAID_SECONDS", 0.1)
+    assert stage.performer is not None
+    worker = dramatiq.Worker(stage.app.broker, worker_threads=2, worker_timeout=10)
+    worker.start()
+    yield worker
+    worker.stop(5_000)
+
+
+class TestAcknowledging:
+    @pytest.mark.usefixtures("worker")
+    @pytest.mark.parametrize("point", [point for point in Point if point not in {Point.RENDERED, Point.FROZEN}])
+    def test_whatever_breaks_before_the_end_leaves_the_message_in_the_queue(
+        self, stage: Stage, sandbox: Sandbox, point: Point
+    ) -> None:
+        """At each crash point: at that instant the message is there, it comes again, and one email is accepted."""
+        seen: list[Backlog] = []
+
+        def break_once(reached: Point) -> None:
+            if reached is point and not seen:
+                seen.append(stage.backlog())
+                raise RuntimeError("a bug")
+
+        stage.on_point = break_once
+        stage.app.enqueue(make_email(), key="k")
+
+        wait_for(lambda: stage.state("k") is State.SENT and stage.backlog().pending == 0)
+        assert seen == [Backlog(ready=0, delayed=0, in_flight=1, dead=0)]
+        assert len(sandbox.accepted()) == 1
+
+    @pytest.mark.usefixtures("worker")
+    @pytest.mark.parametrize("point", [Point.CLAIMED, Point.RENDERED, Point.FROZEN, Point.ANSWERED, Point.SETTLED])
+    def test_so_for_a_job_that_builds_its_email(self, stage: Stage, sandbox: Sandbox, point: Point) -> None:
+        """What was frozen is what is sent, although the function would build something else the second time."""
+        built: list[int] = []
+        broken: list[Point] = []
+
+        @stage.app.job()
+        def job() -> Email:
+            built.append(1)
+            return make_email(len(built))
+
+        def break_once(reached: Point) -> None:
+            if reached is point and not broken:
+                broken.append(point)
+                raise RuntimeError("a bug")
+
+        stage.on_point = break_once
+        job.send(key="k")
+
+        wait_for(lambda: stage.state("k") is State.SENT and stage.backlog().pending == 0)
+        frozen = point not in {Point.CLAIMED, Point.RENDERED}
+        assert sandbox.recipients() == ["r1@example.com" if frozen or point is Point.CLAIMED else "r2@example.com"]
+
+    def test_a_durable_outcome_is_acknowledged(self, stage: Stage) -> None:
+        assert stage.send(make_email(), "k") == Acknowledge()
+        assert stage.state("k") is State.SENT
+
+    def test_so_is_a_redelivery_without_another_call(self, stage: Stage, sandbox: Sandbox) -> None:
+        stage.send(make_email(), "k")
+        before = sandbox.requests()
+
+        assert stage.send(make_email(), "k") == Acknowledge()
+        assert sandbox.requests() == before
+
+    def test_a_rejection_is_acknowledged(self, stage: Stage, sandbox: Sandbox) -> None:
+        """Two tags: Lettermint takes one, and a foreign producer did not check."""
+        assert stage.send(make_email(tags=["a", "b"]), "k") == Acknowledge()
+        assert stage.state("k") is State.REJECTED
+        assert sandbox.accepted() == []
+
+    @pytest.mark.parametrize(("fault", "state"), [("503", State.UNSURE), ("429", State.RETRY), ("drop", State.UNSURE)])
+    def test_what_has_not_ended_comes_again(self, stage: Stage, sandbox: Sandbox, fault: str, state: State) -> None:
+        sandbox.order(fault, times=1)
+
+        said = stage.send(make_email(), "k")
+
+        assert isinstance(said, Retry)
+        assert stage.state("k") is state
+        time.sleep(said.delay_seconds)
+        assert stage.send(make_email(), "k") == Acknowledge()
+        assert len(sandbox.accepted()) == 1
+
+    def test_a_retry_after_is_obeyed(self, stage: Stage, sandbox: Sandbox) -> None:
+        sandbox.order("429", times=1, retry_after=77)
+
+        said = stage.send(make_email(), "k")
+
+        assert isinstance(said, Retry)
+        assert 76 < said.delay_seconds <= 77
+
+
+class TestLedger:
+    @pytest.fixture
+    def locked(self, stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sqlite3.Connection]:
+        """Another process holds the ledger's file."""
+        monkeypatch.setattr("idem.stores.sqlite._BUSY_SECONDS", 0.1)
+        stage.app.ledger.count()
+        with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as connection:
+            connection.execute("BEGIN EXCLUSIVE")
+            yield connection
+
+    def test_a_ledger_that_does_not_answer_means_no_call_at_all(
+        self, stage: Stage, sandbox: Sandbox, locked: sqlite3.Connection
+    ) -> None:
+        before = sandbox.requests()
+
+        said = stage.send(make_email(), "k")
+
+        assert isinstance(said, Retry)
+        assert sandbox.requests() == before
+        locked.execute("ROLLBACK")
+        assert stage.send(make_email(), "k") == Acknowledge()
+
+    def test_a_ledger_that_is_gone_after_the_call_leaves_the_message(
+        self, stage: Stage, sandbox: Sandbox, locked: sqlite3.Connection
+    ) -> None:
+        locked.execute("ROLLBACK")
+
+        def lock(point: Point) -> None:
+            if point is Point.ANSWERED:
+                locked.execute("BEGIN EXCLUSIVE")
+
+        stage.on_point = lock
+        assert isinstance(stage.send(make_email(), "k"), Retry)
+        assert len(sandbox.accepted()) == 1
+
+        locked.execute("ROLLBACK")
+        stage.on_point = lambda _: None
+        said = wait_for(lambda: stage.send(make_email(), "k") == Acknowledge())
+        assert said
+        assert len(sandbox.accepted()) == 1
+
+
+class TestJobs:
+    @pytest.mark.usefixtures("worker")
+    def test_a_list_of_emails_fans_out_under_sub_keys(self, stage: Stage, sandbox: Sandbox) -> None:
+        @stage.app.job()
+        def several() -> Sequence[Email]:
+            return [make_email(1), make_email(2), make_email(3, headers={"Idempotency-Key": "own"})]
+
+        several.send(key="k")
+
+        wait_for(lambda: len(sandbox.accepted()) == 3 and stage.backlog().pending == 0)
+        assert stage.state("k") is State.SPLIT
+        assert [stage.state(key) for key in ("k/1", "k/2", "own")] == [State.SENT] * 3
+
+    def test_a_job_that_fanned_out_does_so_again_with_the_same_emails(self, stage: Stage) -> None:
+        """A crash before the acknowledgement repeats the fan-out: the same keys, the same frozen emails."""
+        built: list[int] = []
+
+        def several() -> Sequence[Email]:
+            built.append(1)
+            return [make_email(len(built)), make_email(10)]
+
+        stage.app.job()(several)
+        assert stage.run("several", "k") == stage.run("several", "k") == Acknowledge()
+
+        consumer = stage.app.broker.consume("default", prefetch=10, timeout=10)
+        found = [next(consumer) for _ in range(4)]
+        sent = [(message.kwargs["key"], message.kwargs["email"]["to"]) for message in found if message]
+        assert sent == 2 * [("k/1", ["r1@example.com"]), ("k/2", ["r10@example.com"])]
+
+    def test_a_fan_out_that_the_broker_does_not_take_is_not_acknowledged(
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stage.app.job("several")(lambda: [make_email(1), make_email(2)])
+
+        def lose(*_: object) -> None:
+            raise BrokerUnavailable("the broker does not answer")
+
+        monkeypatch.setattr(stage.app.broker, "enqueue", lose)
+        assert isinstance(stage.run("several", "k"), Retry)
+        monkeypatch.undo()
+
+        assert stage.run("several", "k") == Acknowledge()
+        assert stage.backlog().ready == 2
+
+    @pytest.mark.parametrize("nothing", [None, []])
+    def test_none_is_no_email_and_done(self, stage: Stage, sandbox: Sandbox, nothing: list[Email] | None) -> None:
+        stage.app.job("job")(lambda: nothing)
+
+        assert stage.run("job", "k") == Acknowledge()
+        assert stage.state("k") is State.SPLIT
+        assert (stage.backlog().pending, sandbox.accepted()) == (0, [])
+
+    @pytest.mark.parametrize("wrong", ["text", 7, [1], {"to": "x"}, (x for x in [1])])
+    def test_what_is_no_email_is_rejected(self, stage: Stage, wrong: Any) -> None:
+        stage.app.job("job")(lambda: wrong)
+
+        assert stage.run("job", "k") == Acknowledge()
+        assert stage.state("k") is State.REJECTED
+
+    def test_a_function_that_raises_runs_again_later(self, stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+        tries: list[int] = []
+
+        @stage.app.job()
+        def job() -> Email:
+            tries.append(1)
+            if len(tries) == 1:
+                raise LookupError("no order of ann@example.com")
+            return make_email()
+
+        said = stage.run("job", "k")
+        assert isinstance(said, Retry)
+        record = stage.app.ledger.read("k")
+        assert record is not None
+        assert record.reason == "job job raised LookupError: no order of <address>"
+
+        time.sleep(said.delay_seconds)
+        assert stage.run("job", "k") == Acknowledge()
+        assert (job.name, stage.state("k")) == ("job", State.SENT)
+        assert "ann@" not in "".join(entry.getMessage() for entry in caplog.records)
+
+    def test_a_function_that_says_that_its_job_is_wrong_ends_it(self, stage: Stage) -> None:
+        def job() -> Email:
+            raise JobError("there is no such order")
+
+        stage.app.job()(job)
+        assert stage.run("job", "k") == Acknowledge()
+        assert stage.state("k") is State.REJECTED
+
+    def test_an_unknown_job_waits_for_a_worker_that_knows_it(self, stage: Stage) -> None:
+        assert isinstance(stage.run("another", "k"), Retry)
+        assert stage.state("k") is None
+
+    def test_after_the_time_to_give_up_it_is_buried(self, stage: Stage) -> None:
+        message, _ = job_message("another", [], {}, "k")
+        old = dataclasses.replace(message, message_timestamp=int((time.time() - 31) * 1000))
+
+        assert stage.perform(old) == Bury("no worker knew the job 'another'")
+
+
+class TestRefusing:
+    @pytest.mark.parametrize(
+        ("payload", "reason"),
+        [
+            ({}, "the message is malformed: "),
+            ({"job": "j", "email": {}}, "the message is malformed: "),
+            ({"job": 7}, "the message is malformed: "),
+            ({"email": {"to": "x"}}, "from: is missing"),
+            ({"email": {"from": "a@b.c", "to": "nobody", "subject": "s", "text": "t"}}, "to"),
+            ({"job": "j", "key": "a\nb"}, "a key holds a character that does not print"),
+        ],
+    )
+    def test_a_malformed_message_is_buried_with_the_reason(
+        self, stage: Stage, payload: dict[str, Any], reason: str
+    ) -> None:
+        message = dataclasses.replace(email_message(make_email(), "k")[0], kwargs=payload)
+
+        said = stage.perform(message)
+
+        assert isinstance(said, Bury)
+        assert said.reason.startswith(reason)
+
+    @pytest.mark.usefixtures("worker")
+    @pytest.mark.parametrize("change", [{"args": [1]}, {"kwargs": {"self": 1}}, {"kwargs": {"args": 1}}])
+    def test_so_is_one_that_the_actor_could_not_be_called_with(self, stage: Stage, change: dict[str, Any]) -> None:
+        message = dataclasses.replace(email_message(make_email(), "k")[0], **change)
+        stage.app.broker.enqueue(message)
+
+        wait_for(lambda: stage.backlog() == Backlog(0, 0, 0, 1))
+
+    def test_a_conflict_is_buried_and_noted(self, stage: Stage, sandbox: Sandbox) -> None:
+        stage.send(make_email(1), "k")
+
+        assert stage.send(make_email(2), "k") == Bury("its key already stands for another email or job")
+
+        record = stage.app.ledger.read("k")
+        assert record is not None
+        assert [item.kind for item in record.evidence] == ["conflict"]
+        assert sandbox.recipients() == ["r1@example.com"]
+
+    def test_refused_credentials_keep_the_job_and_raise_the_flag_once(
+        self, stage: Stage, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        sandbox.order("401")
+        with caplog.at_level(logging.WARNING, "idem.worker"):
+            first, second = stage.send(make_email(1), "k1"), stage.send(make_email(2), "k2")
+
+        assert isinstance(first, Retry)
+        assert isinstance(second, Retry)
+        assert stage.performer.credentials_refused.is_set()
+        assert stage.state("k1") is State.RETRY
+        (line,) = [entry.getMessage() for entry in caplog.records]
+        assert line.startswith("lettermint refuses the credentials (HTTP 401: ")
+        assert "check IDEM_LETTERMINT_TOKEN; jobs stay in the queue" in line
+
+    def test_another_refusal_does_not_raise_it(self, stage: Stage, sandbox: Sandbox) -> None:
+        sandbox.order("429", times=1)
+        stage.send(make_email(), "k")
+
+        assert not stage.performer.credentials_refused.is_set()
+
+    def test_the_actor_runs_inside_a_worker_only(self, stage: Stage) -> None:
+        assert stage.performer is not None
+        with pytest.raises(RuntimeError, match="inside a worker only"):
+            stage.app.broker.get_actor("idem")()
