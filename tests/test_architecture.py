@@ -126,6 +126,28 @@ def _attributes(text: str) -> Iterator[str]:
             yield f"{node.value.id}.{node.attr}"
 
 
+def test_msgspec_learns_about_every_type_at_import() -> None:
+    """Msgspec 0.22 crashes the process when two threads convert to a type for the first time at the same moment."""
+    for name, path in _MODULES.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        types = {ast.unparse(call.args[1]) for call in calls if ast.unparse(call.func) == "msgspec.convert"}
+        types |= {
+            ast.unparse(word.value)
+            for call in calls
+            for word in call.keywords
+            if "msgspec" in ast.unparse(call.func) and word.arg == "type"
+        }
+        known = {
+            ast.unparse(node.value.args[0])
+            for node in tree.body
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
+            and ast.unparse(node.value.func) == "msgspec.json.Decoder"
+        }  # fmt: skip
+
+        assert types <= known, name
+
+
 def test_importing_has_no_side_effect(tmp_path: Path) -> None:
     """In an empty directory, with every optional driver missing from sight until it is asked for."""
     names = [name for name in _MODULES if not name.endswith("__main__") and ".keeper" not in name]

@@ -40,6 +40,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
             raise ValueError("args and kwargs belong to a job, and it holds an email")
 
 
+# Made for what making it does: msgspec learns about the type now, and not in two threads at once (see stores.codec).
+_JOB_DECODER = msgspec.json.Decoder(Job)
+
+
 def email_message(email: Email, key: str | None) -> tuple[Message[None], str]:
     """A message that carries `email`, and its key: the argument, else the email's header, else the message's id."""
     email, explicit = take_explicit(email, key)

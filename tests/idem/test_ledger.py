@@ -563,6 +563,7 @@ def test_a_pause_that_outlasts_the_window_is_cut_short(bench: Bench) -> None:
     began = bench.clock.now()
     settled = ledger.settle(taken(ledger), Unknown("HTTP 503", retry_after=172_800.0))
     assert isinstance(settled, Record)
+    assert settled.ready_at is not None
     assert settled.ready_at == began + 86_400.0 - POLICY.margin_seconds - POLICY.lease_seconds
     bench.clock.sleep(settled.ready_at - began)
     assert isinstance(ledger.claim(READY), Claim)

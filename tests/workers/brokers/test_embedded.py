@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -73,6 +74,15 @@ class Place:
     def has_socket(self) -> bool:
         """Whether a server's end of a connection is open: its threads may outlive its entry in the process table."""
         return str(EmbeddedServer(self.directory).socket_path) in Path("/proc/net/unix").read_text()
+
+    def is_closing(self) -> bool:
+        """Whether the keeper has noticed that the last user has gone: it holds the users' lock for itself."""
+        with (self.directory / "users.lock").open("w") as users:
+            try:
+                fcntl.flock(users, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def is_quiet(self) -> bool:
         return not (self.has_socket() or self.everything())
@@ -181,6 +191,7 @@ def test_a_server_that_hangs_does_not_outlive_its_last_user(place: Place) -> Non
     os.kill(hung, signal.SIGSTOP)
 
     broker.close()
+    wait_for(place.is_closing)
 
     assert place.broker().backlog().ready == 1
     assert hung not in place.servers()
