@@ -10,6 +10,7 @@
     ├── MissingExtra          an optional driver is not installed
     ├── LedgerError
     │   ├── LedgerUnavailable it does not answer: nothing may be sent
+    │   ├── BodyTooLarge      it cannot freeze what a job built
     │   └── LedgerUnusable    it answers, but cannot be trusted: damaged, or of a newer version
     └── BrokerError
         └── BrokerUnavailable it does not answer: nothing was enqueued or acknowledged
@@ -71,6 +72,10 @@ class LedgerUnavailable(LedgerError):
 
 class LedgerUnusable(LedgerError):
     """Raised when the ledger is damaged, or was written by a version that this one does not know."""
+
+
+class BodyTooLarge(LedgerError):
+    """Raised when a job built an email that the ledger cannot freeze; nothing was written, and it cannot be sent."""
 
 
 class BrokerError(IdemError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -135,6 +135,14 @@ class Ledger:
                 return
             record = stored
 
+    def create(self) -> Sequence[str]:
+        """Make what the store needs, where it is not there; returns what one should know of it."""
+        return self._store.create()
+
+    def check(self) -> None:
+        """Raise `LedgerUnusable` unless the promise can be kept with the store; every worker asks when it starts."""
+        self._store.check()
+
     def read(self, key: str) -> Record | None:
         """The record of a key, as everybody else sees it."""
         return self._store.read(key)
@@ -144,9 +152,8 @@ class Ledger:
         return self._store.list(state, limit)
 
     def count(self) -> Mapping[State, int]:
-        """How many records there are in each state."""
-        counts = self._store.count()
-        return {state: counts.get(state, 0) for state in State}
+        """How many records there are in each state that the store counts."""
+        return self._store.count()
 
     def close(self) -> None:
         """Close the store."""

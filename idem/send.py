@@ -15,7 +15,7 @@ import msgspec
 
 from idem.clock import Clock, Deadline
 from idem.email import Email
-from idem.errors import EmailError, InvalidKey, JobError
+from idem.errors import BodyTooLarge, EmailError, InvalidKey, JobError
 from idem.keys import provider_key, sub_key, take_explicit
 from idem.ledger import Claim, Ledger, Lost
 from idem.outcome import NotSent, Outcome, Rejected
@@ -131,9 +131,15 @@ class Sender:
         self._reach(Point.RENDERED)
         if isinstance(built, NotSent | Rejected):
             return self._ledger.settle(claim, built)
+        try:
+            return self._freeze(source.key, claim, built)
+        except BodyTooLarge as error:
+            return self._ledger.settle(claim, Rejected(f"job {source.job}: {error}"))
+
+    def _freeze(self, key: str, claim: Claim, built: Email | Sequence[Email]) -> _Attempt | Record | Lost:
         if isinstance(built, Email):
             email, explicit = take_explicit(built, None)
-            if explicit in {None, source.key}:
+            if explicit in {None, key}:
                 frozen = self._ledger.freeze(claim, email.canonical(), email.fingerprint())
                 self._reach(Point.FROZEN)
                 return frozen if isinstance(frozen, Lost) else _Attempt(frozen, email)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from enum import Enum, auto
@@ -152,6 +152,12 @@ class FaultyStore:
         self.faults = dict(faults or {})
         self.counted: Counter[str] = Counter()
         self.late: list[tuple[Record | None, Record]] = []
+
+    def create(self) -> Sequence[str]:
+        return self._store.create()
+
+    def check(self) -> None:
+        self._store.check()
 
     def read(self, key: str) -> Record | None:
         self.counted["read"] += 1

@@ -37,7 +37,7 @@ def work(app: App, *, threads: int, until_empty: bool) -> int:
     be sent. Raises `IdemError` when the broker or the ledger cannot be used at the start.
     """
     performer = app.performer()
-    app.ledger.count()
+    app.ledger.check()
     app.broker.backlog()
     worker = dramatiq.Worker(app.broker, worker_threads=threads, worker_timeout=_IDLE_MS)
     with _stop_signals() as stop:

@@ -64,7 +64,20 @@ class Settings:
         "BROKER_URL",
         "where jobs wait: `embedded://DIR` starts a Valkey server in that directory, `redis://host:port/db` uses yours",
     )
-    ledger_url: str = _setting("sqlite:///.idem/ledger.db", "LEDGER_URL", "where records are kept: `sqlite:///PATH`")
+    ledger_url: str = _setting(
+        "sqlite:///.idem/ledger.db",
+        "LEDGER_URL",
+        "where records are kept: `sqlite:///PATH`, `dynamodb://REGION/TABLE`, `redis://host:port/db`",
+    )
+    aws_endpoint_url: str | None = _setting(
+        None, "AWS_ENDPOINT_URL", "another endpoint for DynamoDB and S3, such as DynamoDB Local's"
+    )
+    bodies_bucket: str | None = _setting(
+        None, "BODIES_BUCKET", "an S3 bucket for emails built in the worker that are too large for a DynamoDB item"
+    )
+    retention_seconds: float = _setting(
+        7_776_000.0, "RETENTION_SECONDS", "how long DynamoDB and Redis keep the record of an email that has ended"
+    )
     provider: str = _setting(
         "lettermint", "PROVIDER", "who sends the emails: " + ", ".join(f"`{p}`" for p in PROVIDERS)
     )
@@ -94,10 +107,16 @@ class Settings:
         _check_order("HTTP timeout", self.http_timeout_seconds, "<", "lease", self.lease_seconds)
         _check_order("lease", self.lease_seconds, "<=", "visibility", self.visibility_seconds)
         _check_order("HTTP timeout", self.http_timeout_seconds, "<", "shutdown", self.shutdown_seconds)
+        _check_order("give up", self.give_up_seconds, "<", "retention", self.retention_seconds)
 
     def __repr__(self) -> str:
         shown = (f"{item.name}={getattr(self, item.name)!r}" for item in fields(self))
         return f"Settings({', '.join(_URL_PASSWORD.sub('***@', text) for text in shown)})"
+
+    @property
+    def shown_ledger_url(self) -> str:
+        """Where the ledger is, without the password that its URL may hold."""
+        return _URL_PASSWORD.sub("***@", self.ledger_url)
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, directory: Path | None = None) -> Settings:
@@ -210,7 +229,12 @@ def _parse_provider(name: str, value: str) -> str:
     return value
 
 
-_PARSERS: Mapping[str, Callable[[str, str], str]] = {"provider": _parse_provider}
+def _parse_url(name: str, value: str) -> str:
+    _check_base_url(name, value)
+    return value
+
+
+_PARSERS: Mapping[str, Callable[[str, str], str]] = {"provider": _parse_provider, "aws_endpoint_url": _parse_url}
 
 
 def _credentials(values: Mapping[str, tuple[str, str]]) -> dict[str, Credentials]:

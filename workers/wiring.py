@@ -35,10 +35,46 @@ def contract_of(provider: str) -> Contract:
 
 def open_store(settings: Settings) -> Store:
     """The store that `IDEM_LEDGER_URL` names; nothing is opened before it is used."""
-    start, _, path = settings.ledger_url.partition("sqlite:///")
-    if path and not start:
-        return SqliteStore(Path(path), settings.namespace)
-    raise SettingsError("IDEM_LEDGER_URL names no ledger: write sqlite:///PATH (sqlite:////PATH for an absolute one)")
+    scheme, _, rest = settings.ledger_url.partition("://")
+    match scheme:
+        case "sqlite" if rest.startswith("/") and len(rest) > 1:
+            return SqliteStore(Path(rest[1:]), settings.namespace)
+        case "dynamodb":
+            return _dynamo_store(settings, rest)
+        case "redis" | "rediss" | "redis+cluster" | "rediss+cluster":
+            return _redis_store(settings)
+        case _:
+            raise SettingsError(
+                "IDEM_LEDGER_URL names no ledger: write sqlite:///PATH (sqlite:////PATH for an absolute one), "
+                "dynamodb://REGION/TABLE or redis://host:port/db"
+            )
+
+
+def _dynamo_store(settings: Settings, place: str) -> Store:
+    region, _, table = place.partition("/")
+    if not region or not table or "/" in table:
+        raise SettingsError("IDEM_LEDGER_URL names no table: write dynamodb://REGION/TABLE")
+    try:
+        from idem.stores.dynamodb import Bucket, Connection, DynamoStore  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise MissingExtra("dynamodb", "the ledger (IDEM_LEDGER_URL=dynamodb://...)") from error
+    endpoint, bucket = settings.aws_endpoint_url, settings.bodies_bucket
+    return DynamoStore(
+        Connection("dynamodb", region, endpoint),
+        table,
+        namespace=settings.namespace,
+        bucket=None if bucket is None else Bucket(Connection("s3", region, endpoint), bucket),
+        retention_seconds=settings.retention_seconds,
+    )
+
+
+def _redis_store(settings: Settings) -> Store:
+    try:
+        from idem.stores.redis import RedisStore, connector  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise MissingExtra("redis", "the ledger (IDEM_LEDGER_URL=redis://...)") from error
+    connect = connector(settings.ledger_url)
+    return RedisStore(connect, settings.namespace, retention_seconds=settings.retention_seconds)
 
 
 def build_policy(settings: Settings) -> Policy:

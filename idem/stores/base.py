@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from idem.protocol import Record, State
@@ -14,6 +14,17 @@ class Store(Protocol):
     Every method raises `LedgerUnavailable` when the store does not answer (for `swap`: whether the write was applied is
     then unknown) and `LedgerUnusable` when what it holds cannot be trusted. Nothing is ever deleted.
     """
+
+    def create(self) -> Sequence[str]:
+        """Make what the store needs, where it is not there: the work of `idem init`, never of a worker.
+
+        Returns, in sentences, what the one who called should know of it.
+        """
+        ...
+
+    def check(self) -> object:
+        """Raise `LedgerUnusable`, with what to do, unless the promise can be kept with this store. Writes no record."""
+        ...
 
     def read(self, key: str) -> Record | None:
         """The record as every other worker would see it now: strongly consistent."""
@@ -28,11 +39,11 @@ class Store(Protocol):
         ...
 
     def list(self, state: State, limit: int) -> Iterator[Record]:
-        """Records in that state, the one longest unchanged first."""
+        """Records in that state, the one longest unchanged first; `LedgerError` for a state that it cannot list."""
         ...
 
     def count(self) -> Mapping[State, int]:
-        """How many records there are in each state; states without any may be left out."""
+        """How many records there are in each state that the store counts; the others are left out."""
         ...
 
     def close(self) -> None:

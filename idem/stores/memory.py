@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from idem.errors import LedgerUnusable
 from idem.protocol import Record, State
@@ -17,6 +17,13 @@ class MemoryStore:
     def __init__(self) -> None:
         self._records: dict[str, Record] = {}
         self._lock = threading.Lock()
+
+    def create(self) -> Sequence[str]:
+        """See `Store.create`; there is nothing to make."""
+        return ()
+
+    def check(self) -> None:
+        """See `Store.check`; it keeps the promise for as long as the process lives."""
 
     def read(self, key: str) -> Record | None:
         """See `Store.read`."""
@@ -43,7 +50,8 @@ class MemoryStore:
     def count(self) -> Mapping[State, int]:
         """See `Store.count`."""
         with self._lock:
-            return Counter(record.state for record in self._records.values())
+            counted = Counter(record.state for record in self._records.values())
+        return {state: counted[state] for state in State}
 
     def close(self) -> None:
         """See `Store.close`; there is nothing to let go of."""

@@ -11,7 +11,7 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from idem.errors import LedgerUnavailable, LedgerUnusable
@@ -72,6 +72,16 @@ class SqliteStore:
         self._open: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
 
+    def create(self) -> Sequence[str]:
+        """See `Store.create`: the file and its folder."""
+        self.check()
+        return ()
+
+    def check(self) -> None:
+        """See `Store.check`: the file can be opened, and is a ledger of ours."""
+        with self._connection():
+            pass
+
     def read(self, key: str) -> Record | None:
         """See `Store.read`."""
         with self._connection() as connection:
@@ -111,7 +121,7 @@ class SqliteStore:
             raise LedgerUnusable(
                 f"the ledger {self._path} has records in a state that this program does not know: upgrade it"
             )
-        return {State(state): count for state, count in rows}
+        return dict.fromkeys(State, 0) | {State(state): count for state, count in rows}
 
     def close(self) -> None:
         """See `Store.close`."""
@@ -128,7 +138,9 @@ class SqliteStore:
             connection = getattr(self._local, "connection", None) or self._connect()
             yield connection
         except (sqlite3.OperationalError, OSError) as error:
-            raise LedgerUnavailable(f"the ledger {self._path} does not answer: {error}") from error
+            raise LedgerUnavailable(
+                f"the ledger {self._path} does not answer ({error}): see that it can be read and written there"
+            ) from error
         except sqlite3.DatabaseError as error:
             raise LedgerUnusable(
                 f"the ledger {self._path} is damaged or not a ledger ({error}): "

@@ -261,10 +261,10 @@ class TestUrls:
 
     @pytest.mark.parametrize(
         "url",
-        ["ledger.db", "sqlite://", "sqlite:///", "sqlite:ledger.db", "sqlite://host/x", "postgres://x", "redis://x"],
+        ["ledger.db", "sqlite://", "sqlite:///", "sqlite:ledger.db", "sqlite://host/x", "postgres://x", "dynamodb://x"],
     )
     def test_what_names_no_ledger(self, url: str) -> None:
-        with pytest.raises(SettingsError, match="IDEM_LEDGER_URL names no ledger"):
+        with pytest.raises(SettingsError, match=r"IDEM_LEDGER_URL names no (ledger|table)"):
             wiring.open_store(replace(Settings(), ledger_url=url))
 
     @pytest.mark.parametrize("name", ["plain.db", "with#hash?and=query.db", "deeper/still/here.db"])

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -113,7 +114,7 @@ class _Stage:
         self.planned_kills = max(_LEAST_KILLS, jobs // _EMAILS_A_KILL)
         self.enqueued = 0
         self.kills = 0
-        self.sent = 0
+        self.accepted = 0
         self._keys = [f"demo-{number}" for number in range(1, jobs + 1)]
         self._workers: list[_Worker] = []
         self._exit = ExitStack()
@@ -125,9 +126,10 @@ class _Stage:
             self._folder = Path(folder)
             stack.callback(self._wait_for_server)
             self._sandbox = stack.enter_context(_sandbox())
-            self._environ = _environ(folder, self._sandbox)
+            self._environ = _environ(folder, self._sandbox, Settings.load())
             self._app = App(Settings.load(self._environ, self._folder))
             stack.callback(self._app.close)
+            self._app.ledger.create()
             stack.callback(self._stop_workers)
             self._exit = stack.pop_all()
         self._started_at = time.monotonic()
@@ -176,14 +178,13 @@ class _Stage:
         deadline = time.monotonic() + _LIMIT_SECONDS
         while not condition() and time.monotonic() < deadline:
             time.sleep(_LOOK_SECONDS)
-            self.sent = self._app.ledger.count()[State.SENT]
+            self.accepted = _call(f"{self._sandbox}/api/state")["accepted"]
 
     def _is_working(self) -> bool:
         return any(worker.at_work for worker in self._workers)
 
     def _finished(self) -> bool:
-        counts = self._app.ledger.count()
-        return counts[State.SENT] + counts[State.REJECTED] + counts[State.IN_DOUBT] == self.jobs
+        return self._app.broker.backlog().pending == 0
 
     def _kill(self) -> None:
         """SIGKILL to the worker that has worked the longest; another one takes its place."""
@@ -229,14 +230,20 @@ def _sandbox() -> Iterator[str]:
             process.stdout.close()
 
 
-def _environ(folder: str, sandbox: str) -> dict[str, str]:
-    """The environment of the workers: the user's own settings are none of the demo's business."""
+def _environ(folder: str, sandbox: str, given: Settings) -> dict[str, str]:
+    """The environment of the workers: of the user's own settings, only a ledger that is not the default counts."""
+    if given.ledger_url == Settings().ledger_url:
+        ledger = {"IDEM_LEDGER_URL": f"sqlite:///{folder}/ledger.db"}
+    else:
+        ledger = {"IDEM_LEDGER_URL": given.ledger_url, "IDEM_NAMESPACE": f"demo-{uuid.uuid4()}"}
+    if given.aws_endpoint_url is not None:
+        ledger["IDEM_AWS_ENDPOINT_URL"] = given.aws_endpoint_url
     return (
         environ_without_settings()
         | _DURATIONS
+        | ledger
         | {
             "IDEM_BROKER_URL": f"embedded://{folder}/queue",
-            "IDEM_LEDGER_URL": f"sqlite:///{folder}/ledger.db",
             "IDEM_LETTERMINT_TOKEN": "lm_demo",
             "IDEM_LETTERMINT_BASE_URL": f"{sandbox}/lettermint/v1",
         }
@@ -282,7 +289,7 @@ def _shown(stage: _Stage, *, as_json: bool) -> Iterator[None]:
 def _show_lines(stage: _Stage, stop: threading.Event) -> None:
     click.echo(_intention(stage.jobs), err=True)
     while not stop.wait(2.0):
-        line = f"  enqueued {stage.enqueued:>6,}   recorded as sent {stage.sent:>6,}   workers killed {stage.kills:>4,}"
+        line = f"  enqueued {stage.enqueued:>6,}   accepted {stage.accepted:>6,}   workers killed {stage.kills:>4,}"
         click.echo(line, err=True)
 
 
@@ -295,11 +302,11 @@ def _show_bars(stage: _Stage, stop: threading.Event) -> None:
     columns = (TextColumn("{task.description:<18}"), BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         enqueued = progress.add_task("enqueued", total=stage.jobs)
-        sent = progress.add_task("recorded as sent", total=stage.jobs)
+        accepted = progress.add_task("accepted", total=stage.jobs)
         kills = progress.add_task("workers killed", total=stage.planned_kills)
         while not stop.wait(0.1):
             progress.update(enqueued, completed=stage.enqueued)
-            progress.update(sent, completed=stage.sent)
+            progress.update(accepted, completed=stage.accepted)
             progress.update(kills, completed=stage.kills)
 
 

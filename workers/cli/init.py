@@ -13,6 +13,9 @@ from workers.wiring import contract_of
 
 _FILE = "idem.toml"
 
+#: What to write for a setting that has no default; the window's is the provider's own.
+_EXAMPLES = {"IDEM_AWS_ENDPOINT_URL": "http://127.0.0.1:8000", "IDEM_BODIES_BUCKET": "a-bucket"}
+
 
 @click.command("init")
 def init_command() -> None:
@@ -28,18 +31,21 @@ def init_command() -> None:
         click.echo(f"wrote {_FILE}: every setting, with its default")
     app = App(Settings.load())
     try:
-        app.ledger.count()
+        known = app.ledger.create()
+        app.ledger.check()
     finally:
         app.close()
-    click.echo(f"the ledger is ready: {app.settings.ledger_url}")
+    click.echo(f"the ledger is ready: {app.settings.shown_ledger_url}")
+    for sentence in known:
+        click.echo(f"  {sentence}")
     click.echo(f"next: put the provider's token into IDEM_{app.settings.provider.upper()}_TOKEN, then run idem worker")
 
 
 def _template() -> str:
     lines = ["# Settings of idem-workers. The environment wins: lease_seconds here is IDEM_LEASE_SECONDS there.", ""]
     for name, default, meaning in SETTINGS:
-        # Only the window has no default of its own: it is the provider's.
-        given = contract_of(Settings().provider).window_seconds if default is None else default
+        example = _EXAMPLES.get(name, contract_of(Settings().provider).window_seconds)
+        given = example if default is None else default
         value = f'"{given}"' if isinstance(given, str) else f"{given:g}"
         lines += [f"# {meaning}", f"# {name.removeprefix('IDEM_').lower()} = {value}", ""]
     for provider in PROVIDERS:

@@ -20,12 +20,13 @@ _TIMES = ("created_at", "updated_at", "started_at", "ended_at", "lease_until", "
 @click.command("status")
 @_JSON
 def status_command(*, as_json: bool) -> None:
-    """Count what waits in the queue and what the ledger holds."""
+    """Count what waits in the queue and what the ledger holds; a state that the ledger does not count is null."""
     app = App.from_env()
     try:
         backlog = app.broker.backlog()
         queue = {name: getattr(backlog, name) for name in ("ready", "delayed", "in_flight", "dead")}
-        ledger = {state.value: count for state, count in app.ledger.count().items()}
+        counted = app.ledger.count()
+        ledger: dict[str, int | None] = {state.value: counted.get(state) for state in State}
     finally:
         app.close()
     if as_json:
@@ -34,7 +35,8 @@ def status_command(*, as_json: bool) -> None:
     for title, counts in (("queue", queue), ("ledger", ledger)):
         click.echo(title)
         for name, count in counts.items():
-            click.echo(f"  {name.replace('_', ' '):<10} {count:>9,}")
+            shown = "not counted" if count is None else f"{count:,}"
+            click.echo(f"  {name.replace('_', ' '):<10} {shown:>11}")
 
 
 @click.command("explain")

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from idem.errors import LedgerUnavailable, LedgerUnusable
+from idem.errors import BodyTooLarge, LedgerUnavailable, LedgerUnusable
 from idem.protocol import State
-from idem.stores.dynamodb import BodyTooLarge, Bucket, DynamoStore
+from idem.stores.dynamodb import Bucket, DynamoStore
 from idem.stores.dynamodb.bodies import LARGEST_IN_ITEM
 from tests import services
 from tests.records import make_record
@@ -131,6 +131,14 @@ def test_an_object_is_named_by_its_content(place: Place) -> None:
     assert name == f"idem/{hashlib.sha256(b'pk').hexdigest()}/{hashlib.sha256(b'packed').hexdigest()}"
     assert place.bucket.put("pk", b"packed") == name
     assert place.bucket.get(name) == b"packed"
+
+
+def test_an_object_that_is_there_is_never_written_over(place: Place) -> None:
+    name = place.bucket.put("pk", b"packed")
+    place.connection.client.put_object(Bucket=place.name, Key=name, Body=b"changed by somebody")
+    assert place.bucket.put("pk", b"packed") == name
+    with pytest.raises(LedgerUnusable, match="changed"):
+        place.bucket.get(name)
 
 
 def test_a_damaged_body_is_not_sent(place: Place) -> None:

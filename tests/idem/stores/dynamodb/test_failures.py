@@ -46,7 +46,8 @@ def answering(status: int, content: bytes, headers: Mapping[str, str] = _FROM_AW
 
     def answer(request: Any, **_: Any) -> AWSResponse:
         seen.append(request.headers["X-Amz-Target"].decode())
-        return AWSResponse(request.url, status, HeadersDict(headers), _Raw(content))
+        sent: Any = HeadersDict(headers)
+        return AWSResponse(request.url, status, sent, _Raw(content))
 
     connection.client.meta.events.register("before-send.dynamodb", answer)
     return connection, seen
@@ -70,7 +71,7 @@ CASES = [
     (400, "UnrecognizedClientException", LedgerUnusable, "credentials"),
     (400, "InvalidSignatureException", LedgerUnusable, "clock"),
     (400, "ResourceNotFoundException", LedgerUnusable, "run idem init"),
-    (400, "ValidationException", LedgerUnusable, "is it a ledger"),
+    (400, "ValidationException", LedgerUnusable, "refuses the request"),
     (400, "SomethingNew", LedgerUnusable, "refuses the request"),
 ]
 
@@ -162,6 +163,25 @@ def test_whatever_boto3_raises_is_translated(raised: Exception, expected: type[L
 def test_a_server_that_is_not_there_is_unavailable() -> None:
     with pytest.raises(LedgerUnavailable):
         DynamoStore(services.connect("dynamodb", _NOWHERE), "orders").swap(None, make_record())
+
+
+@pytest.mark.parametrize(("region", "endpoint"), [(None, None), ("eu-west-1", "nonsense"), ("no region", None)])
+def test_settings_that_lead_nowhere_are_named(
+    monkeypatch: pytest.MonkeyPatch, region: str | None, endpoint: str | None
+) -> None:
+    services.connect("dynamodb", _NOWHERE)
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    store = DynamoStore(Connection("dynamodb", region, endpoint), "orders")
+    for call in (
+        store.check,
+        store.create,
+        store.count,
+        lambda: store.read("k"),
+        lambda: store.swap(None, make_record()),
+    ):
+        with pytest.raises(LedgerUnusable, match="check the region"):
+            call()
 
 
 def test_every_code_of_the_table_has_a_message() -> None:

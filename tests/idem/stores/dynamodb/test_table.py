@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -54,6 +55,18 @@ def test_a_table_is_created_whole_and_again(connection: Connection, name: str) -
         assert backups["PointInTimeRecoveryDescription"]["PointInTimeRecoveryStatus"] == "ENABLED"
     else:
         assert "point-in-time recovery" in missing[0]
+
+
+def test_a_table_may_be_created_by_several_at_once(connection: Connection, name: str) -> None:
+    store = DynamoStore(connection, name, grouped=False)
+    with ThreadPoolExecutor(4) as pool:
+        assert len({future.result() for future in [pool.submit(store.create) for _ in range(4)]}) == 1
+    store.check()
+
+
+def test_a_table_that_is_there_needs_no_permission_to_create_it(local: tuple[Connection, str]) -> None:
+    connection, name = local
+    DynamoStore(Connection("dynamodb", client=Told(connection.client, create_table=pytest.fail)), name).create()
 
 
 def test_a_missing_table_is_named_with_what_to_do(connection: Connection, name: str) -> None:
@@ -230,6 +243,26 @@ def test_backups_that_are_not_ready_yet_are_waited_for(local: tuple[Connection, 
     client = Told(connection.client, describe_continuous_backups=describe, update_continuous_backups=update)
     assert DynamoStore(Connection("dynamodb", client=client), name).create() == ()
     assert not answers
+
+
+def test_a_global_table_without_time_to_live_is_said_to_be_one(local: tuple[Connection, str]) -> None:
+    connection, name = local
+    found = {"Replicas": [{"RegionName": "eu-west-1"}], "MultiRegionConsistency": "STRONG"}
+
+    def describe(**request: Any) -> dict[str, Any]:
+        return {"Table": connection.client.describe_table(**request)["Table"] | found}
+
+    def off(**_: Any) -> dict[str, Any]:
+        return {"TimeToLiveDescription": {"TimeToLiveStatus": "DISABLED"}}
+
+    def refuse(**_: Any) -> dict[str, Any]:
+        raise ClientError({"Error": {"Code": "ValidationException", "Message": ""}}, "UpdateTimeToLive")
+
+    told = Told(connection.client, describe_time_to_live=off, update_time_to_live=refuse)
+    with pytest.raises(LedgerUnusable):
+        DynamoStore(Connection("dynamodb", client=told), name).create()
+    told = Told(connection.client, describe_time_to_live=off, update_time_to_live=refuse, describe_table=describe)
+    assert "no time to live" in DynamoStore(Connection("dynamodb", client=told), name).create()[0]
 
 
 @pytest.mark.parametrize("namespace", ["", "a\x1fb", "a\n"])

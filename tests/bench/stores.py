@@ -1,0 +1,76 @@
+"""The stores that the benchmarks run on, by name; a new one is one line in `STORES`."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from idem.stores.base import Store
+from idem.stores.dynamodb import Connection, DynamoStore
+from idem.stores.memory import MemoryStore
+from idem.stores.sqlite import SqliteStore
+from tests import services
+from tests.bench.thin import ThinClient
+from tests.bench.units import Units
+
+#: Opens a store that is empty; what it needs is let go of with the stack.
+Opener = Callable[[ExitStack], "Opened"]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A store, a way to a second handle on it in another process, and what it is charged for."""
+
+    store: Store
+    reopen: Callable[[], Store] | None = None
+    units: Units | None = None
+
+
+def memory(_: ExitStack) -> Opened:
+    """A dictionary."""
+    return Opened(MemoryStore())
+
+
+def sqlite(stack: ExitStack) -> Opened:
+    """One file."""
+    path = Path(stack.enter_context(TemporaryDirectory())) / "ledger.db"
+    return Opened(SqliteStore(path), lambda: SqliteStore(path))
+
+
+def _table() -> tuple[str, str]:
+    return services.dynamodb_local(), f"bench-{uuid.uuid4().hex}"
+
+
+def dynamodb(*, grouped: bool) -> Opened:
+    """A table of DynamoDB Local."""
+    endpoint, table = _table()
+
+    def reopen() -> DynamoStore:
+        return DynamoStore(services.connect("dynamodb", endpoint), table, grouped=grouped)
+
+    connection = services.connect("dynamodb", endpoint)
+    store = DynamoStore(connection, table, grouped=grouped)
+    store.create()
+    return Opened(store, reopen, Units(connection.client))
+
+
+def dynamodb_thin(*, grouped: bool) -> Opened:
+    """The same, by a client that leaves boto3's work out: how much there is to gain."""
+    endpoint, table = _table()
+    DynamoStore(services.connect("dynamodb", endpoint), table).create()
+    client = ThinClient(endpoint, services.REGION, "test", "test")
+    return Opened(DynamoStore(Connection("dynamodb", client=client), table, grouped=grouped))
+
+
+STORES: dict[str, Opener] = {
+    "memory": memory,
+    "sqlite": sqlite,
+    "dynamodb plain": lambda _: dynamodb(grouped=False),
+    "dynamodb grouped": lambda _: dynamodb(grouped=True),
+    "thin plain": lambda _: dynamodb_thin(grouped=False),
+    "thin grouped": lambda _: dynamodb_thin(grouped=True),
+}
