@@ -139,9 +139,9 @@ class Ledger:
         """Make what the store needs, where it is not there; returns what one should know of it."""
         return self._store.create()
 
-    def check(self) -> None:
+    def check(self) -> Sequence[str]:
         """Raise `LedgerUnusable` unless the promise can be kept with the store; every worker asks when it starts."""
-        self._store.check()
+        return self._store.check()
 
     def read(self, key: str) -> Record | None:
         """The record of a key, as everybody else sees it."""

@@ -156,8 +156,8 @@ class FaultyStore:
     def create(self) -> Sequence[str]:
         return self._store.create()
 
-    def check(self) -> None:
-        self._store.check()
+    def check(self) -> Sequence[str]:
+        return self._store.check()
 
     def read(self, key: str) -> Record | None:
         self.counted["read"] += 1

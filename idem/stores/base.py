@@ -22,8 +22,11 @@ class Store(Protocol):
         """
         ...
 
-    def check(self) -> object:
-        """Raise `LedgerUnusable`, with what to do, unless the promise can be kept with this store. Writes no record."""
+    def check(self) -> Sequence[str]:
+        """Raise `LedgerUnusable`, with what to do, unless the promise can be kept with this store. Writes no record.
+
+        Returns, in sentences, what the promise then rests on.
+        """
         ...
 
     def read(self, key: str) -> Record | None:

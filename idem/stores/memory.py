@@ -22,8 +22,9 @@ class MemoryStore:
         """See `Store.create`; there is nothing to make."""
         return ()
 
-    def check(self) -> None:
-        """See `Store.check`; it keeps the promise for as long as the process lives."""
+    def check(self) -> Sequence[str]:
+        """See `Store.check`."""
+        return ("in memory: it keeps the promise for as long as the process lives",)
 
     def read(self, key: str) -> Record | None:
         """See `Store.read`."""

@@ -4,7 +4,7 @@ A record is one hash. One script (`redis_swap.lua`) compares it, writes it, and 
 round trip, whatever it comes to. The keys of a namespace are spread over `_SHARDS` hash tags, so that a record, the
 lists it is on and the counts are in one slot, and change in one step on a cluster too.
 
-What was answered is as durable as the server makes it: `RedisStore.check` says how durable that is, and refuses a
+What was answered is as durable as the server makes it: `RedisStore.durability` says how durable that is, and refuses a
 server that forgets. It needs Valkey, or a Redis from 5 on; before Redis 7, a server cannot say beforehand which command
 it does not permit, and `check` finds that out only where it uses one.
 """
@@ -136,8 +136,7 @@ class RedisStore:
 
     def create(self) -> Sequence[str]:
         """See `Store.create`; there is nothing to make. A server that will not do is refused, another is described."""
-        durability = self.check()
-        return durability.statement, durability.replicas_statement
+        return self.check()
 
     def read(self, key: str) -> Record | None:
         """See `Store.read`."""
@@ -205,7 +204,12 @@ class RedisStore:
                 server.connection_pool.disconnect()
             client.close()
 
-    def check(self, *, accept_volatile: bool = False) -> Durability:
+    def check(self) -> Sequence[str]:
+        """See `Store.check`: how durable the ledger is, and what its replicas are good for."""
+        durability = self.durability()
+        return durability.statement, durability.replicas_statement
+
+    def durability(self, *, accept_volatile: bool = False) -> Durability:
         """Say how durable the ledger is. Writes nothing.
 
         Raises `LedgerUnusable`, with what to do, for a server that may evict records, that is a read-only replica, that

@@ -16,6 +16,7 @@ from idem.stores.sqlite import SqliteStore
 from tests import services
 from tests.bench.thin import ThinClient
 from tests.bench.units import Units
+from tests.valkey import DURABLE, Server
 
 #: Opens a store that is empty; what it needs is let go of with the stack.
 Opener = Callable[[ExitStack], "Opened"]
@@ -39,6 +40,14 @@ def sqlite(stack: ExitStack) -> Opened:
     """One file."""
     path = Path(stack.enter_context(TemporaryDirectory())) / "ledger.db"
     return Opened(SqliteStore(path), lambda: SqliteStore(path))
+
+
+def redis(stack: ExitStack) -> Opened:
+    """A Valkey server whose append-only file is synced at every write."""
+    server = Server(Path(stack.enter_context(TemporaryDirectory())), *DURABLE)
+    server.start()
+    stack.callback(server.kill)
+    return Opened(server.store(), server.store)
 
 
 def _table() -> tuple[str, str]:
@@ -69,6 +78,7 @@ def dynamodb_thin(*, grouped: bool) -> Opened:
 STORES: dict[str, Opener] = {
     "memory": memory,
     "sqlite": sqlite,
+    "redis": redis,
     "dynamodb plain": lambda _: dynamodb(grouped=False),
     "dynamodb grouped": lambda _: dynamodb(grouped=True),
     "thin plain": lambda _: dynamodb_thin(grouped=False),

@@ -6,6 +6,7 @@ Saying nothing, because an exception, an interrupt or a bug came between, means 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,6 +63,10 @@ class JobBroker(Protocol):
 
     def backlog(self) -> Backlog:
         """How much there is to do."""
+        ...
+
+    def check(self) -> Sequence[str]:
+        """What the jobs in it can survive, in sentences; `BrokerError` when it could lose them by its settings."""
         ...
 
     def close(self) -> None:

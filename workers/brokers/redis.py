@@ -15,7 +15,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from typing import Annotated, Any, cast
 from urllib.parse import urlsplit
@@ -34,6 +34,11 @@ from idem.errors import BrokerError, BrokerUnavailable, SettingsError
 from workers.brokers.base import Acknowledge, Backlog, Bury, Retry, dispose, disposition_of
 
 _ID = "redis_message_id"
+
+_PERSISTENCE = {
+    True: "append-only file: what was enqueued survives a restart; with appendfsync always, a power cut too",
+    False: "no append-only file: a restart of the server loses jobs that were enqueued; set 'appendonly yes' on it",
+}
 #: redis-py takes database 0 for whatever is not a number.
 _DATABASE = re.compile(r"(/[0-9]{0,9})?")
 _MALFORMED = "IDEM_BROKER_URL is malformed: write redis://host:port/db"
@@ -93,6 +98,17 @@ class RedisBroker(StockBroker):
         ready, held, delayed, dead = (sum(column) for column in zip(*counts, strict=True))
         # A second copy of an id counts as ready until a fetch has dropped it, although its message has gone.
         return Backlog(ready=ready, delayed=delayed, in_flight=max(0, held - ready), dead=dead)
+
+    def check(self) -> Sequence[str]:
+        """See `JobBroker.check`: whether the server may evict jobs, and what its persistence means for them."""
+        with _unavailable():
+            info: dict[str, Any] = self.client.info()
+        if info.get("maxmemory") and info.get("maxmemory_policy") != "noeviction":
+            raise BrokerError(
+                f"the broker may evict jobs (maxmemory-policy {info['maxmemory_policy']}): "
+                "set 'maxmemory-policy noeviction' on the server of IDEM_BROKER_URL"
+            )
+        return (_PERSISTENCE[bool(info.get("aof_enabled"))],)
 
     def close(self) -> None:
         """Close the connections."""

@@ -20,6 +20,7 @@ from workers.telemetry import describe_error
 #: Every command, the file that has it, and what it is for.
 _COMMANDS = {
     "demo": ("demo", "Send 500 emails through faults and kills, and count what arrived."),
+    "doctor": ("doctor", "Check settings, ledger, broker and provider before they are needed."),
     "enqueue": ("enqueue", "Enqueue the emails of JSONL, CSV and .eml files."),
     "explain": ("records", "Show what is known about one key."),
     "init": ("init", "Prepare this directory: settings and ledger."),

@@ -67,11 +67,12 @@ class DynamoStore:
         """Create the table, if it is not there; returns what this endpoint cannot do. See `Table.create`."""
         return self._table.create()
 
-    def check(self) -> None:
+    def check(self) -> Sequence[str]:
         """Raise `LedgerUnusable`, with what to do, unless the promise can be kept with this table."""
         self._table.check()
         if self._bucket is not None:
             self._bucket.check()
+        return ("a DynamoDB table: for any number of machines; what was answered is durable",)
 
     def read(self, key: str) -> Record | None:
         """See `Store.read`."""

@@ -228,10 +228,10 @@ def _has(client: redis.Redis, node: bytes, slot: int) -> bool:
 
 def test_a_cluster_is_checked_node_by_node(cluster: Cluster) -> None:
     with contextlib.closing(cluster.store()) as store:
-        assert store.check().sync is Sync.ALWAYS
+        assert store.durability().sync is Sync.ALWAYS
         with cluster.servers[2].client() as client:
             client.config_set("appendfsync", "everysec")
-            assert store.check().sync is Sync.EVERYSEC
+            assert store.durability().sync is Sync.EVERYSEC
             client.config_set("appendfsync", "always")
 
 
@@ -629,12 +629,12 @@ def refusal(store: RedisStore, attempt: Callable[[], Any] | None = None) -> str:
 )
 def test_a_server_that_may_evict_is_refused(start: StartServer, policy: str) -> None:
     server = start(*DURABLE, "--maxmemory-policy", policy)
-    assert server.store().check().sync is Sync.ALWAYS, "without a limit, nothing is evicted"
+    assert server.store().durability().sync is Sync.ALWAYS, "without a limit, nothing is evicted"
     with server.client() as client:
         client.config_set("maxmemory", "100mb")
         assert f"may evict records (maxmemory-policy {policy})" in refusal(server.store())
         client.config_set("maxmemory-policy", "noeviction")
-    assert server.store().check().sync is Sync.ALWAYS
+    assert server.store().durability().sync is Sync.ALWAYS
 
 
 @pytest.mark.parametrize(
@@ -649,7 +649,7 @@ def test_a_check_says_how_durable_the_ledger_is(
     start: StartServer, options: tuple[str, ...], sync: Sync, says: str
 ) -> None:
     server = start(*options)
-    found = server.store().check()
+    found = server.store().durability()
     assert found.sync is sync
     assert says in found.statement
     assert "no replica" in found.replicas_statement
@@ -661,7 +661,7 @@ def test_a_server_that_forgets_is_refused_unless_it_is_accepted(start: StartServ
     """Snapshots do not count: they forget minutes."""
     server = start("--save", "60 1")
     assert "no append-only file" in refusal(server.store())
-    found = server.store().check(accept_volatile=True)
+    found = server.store().durability(accept_volatile=True)
     assert found.sync is Sync.NONE
     assert "forgets keys" in found.statement
 
@@ -677,7 +677,7 @@ def test_a_server_that_does_not_show_its_settings_is_judged_by_its_report(start:
     """As managed ones are, which know no CONFIG: their INFO tells the policy, and not when the file is synced."""
     server = start(*DURABLE, "--maxmemory-policy", "allkeys-lru")
     url = allow(server, "~idem-ledger:*", "+@all", "-config")
-    assert RedisStore(connector(url)).check().sync is Sync.EVERYSEC
+    assert RedisStore(connector(url)).durability().sync is Sync.EVERYSEC
     with server.client() as client:
         client.config_set("maxmemory", "100mb")
     assert "allkeys-lru" in refusal(RedisStore(connector(url)))
@@ -691,7 +691,7 @@ def test_the_rights_that_the_check_asks_for_are_enough(server: Server) -> None:
     """With exactly those, and what a client needs to connect and the check to look, everything works."""
     rules = ["-@all", *(f"+{command}" for command in [*NEEDED, "eval", "info"])]
     with contextlib.closing(RedisStore(connector(allow(server, "~idem-ledger:*", *rules)))) as store:
-        assert store.check().sync is Sync.EVERYSEC
+        assert store.durability().sync is Sync.EVERYSEC
         for state in State:
             write(store, make_record(state, body=b"x"), advance(make_record(state), state))
         with server.client() as client:
@@ -773,7 +773,7 @@ def test_a_read_only_replica(start: StartServer) -> None:
     with primary.client() as client, replica.client() as other:
         other.replicaof("127.0.0.1", str(primary.port))
         wait_for(lambda: client.info("replication").get("connected_slaves") == 1)
-    found = primary.store().check()
+    found = primary.store().durability()
     assert found.replicas == 1
     assert "a failover can take back" in found.replicas_statement
     assert "read-only replica" in refusal(replica.store())

@@ -1,0 +1,57 @@
+"""`idem doctor`: check everything that a worker needs, before it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import click
+
+from idem.errors import IdemError
+from workers import wiring
+from workers.app import App
+from workers.settings import Settings
+
+
+@click.command("doctor")
+def doctor_command() -> int:
+    """Check settings, ledger, broker and provider, and say what the promise rests on. Exit status 1 if one fails."""
+    app = App(Settings.load())
+    checks: dict[str, Callable[[], Sequence[str]]] = {
+        "settings": lambda: _numbers(app.settings),
+        # Made inside, as making one may fail as well.
+        "ledger": lambda: app.ledger.check(),  # noqa: PLW0108
+        "broker": lambda: app.broker.check(),  # noqa: PLW0108
+        "provider": lambda: _provider(app.settings),
+    }
+    try:
+        # All of them, so that everything can be mended at once.
+        passed = [_report(name, check) for name, check in checks.items()]
+        return 0 if all(passed) else 1
+    finally:
+        app.close()
+
+
+def _report(name: str, check: Callable[[], Sequence[str]]) -> bool:
+    try:
+        said = check()
+    except IdemError as error:
+        click.echo(f"FAIL  {name:<9} {error}")
+        return False
+    for sentence in said:
+        click.echo(f"ok    {name:<9} {sentence}")
+    return True
+
+
+def _numbers(settings: Settings) -> Sequence[str]:
+    """They were checked when they were loaded; the policy adds the provider's window."""
+    policy = wiring.build_policy(settings)
+    window = "no keys" if policy.window_seconds is None else f"window {policy.window_seconds:g} s"
+    order = f"HTTP {policy.http_timeout_seconds:g} s < lease {policy.lease_seconds:g} s"
+    margin = f"{window}, of which the last {policy.margin_seconds:g} s are not used"
+    return (f"{order} <= visibility {settings.visibility_seconds:g} s; {margin}",)
+
+
+def _provider(settings: Settings) -> Sequence[str]:
+    """The token is there; whether it is valid, only an email can tell."""
+    contract = wiring.build_provider(settings).contract
+    return (f"{contract.title}: a token is set; keys as of {contract.checked}, {contract.source}",)
