@@ -241,7 +241,7 @@ class TestTroubles:
         ran = run_idem(*args, env={"IDEM_BROKER_URL": "redis://user:lm_canary@127.0.0.1:1/0"}, stdin=line)
 
         assert ran.status == 1
-        assert ran.problem.startswith("idem: the broker does not answer: ")
+        assert ran.problem.startswith("idem: the broker does not answer (")
 
     def test_an_embedded_broker_that_cannot_start_is_one_line(self, tmp_path: Path, call_idem: RunIdem) -> None:
         (tmp_path / "file").touch()
