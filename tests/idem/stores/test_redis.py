@@ -33,7 +33,7 @@ from idem.stores.redis import RedisStore, Sync, connector
 from tests import valkey
 from tests.fakes import FakeClock, FakeProvider, make_email
 from tests.records import make_record
-from tests.valkey import DURABLE, Cluster, Proxy, Server, wait_for
+from tests.valkey import DURABLE, Cluster, Proxy, Server, ask, wait_for
 
 _SPAWN = multiprocessing.get_context("spawn")
 _OPEN = (State.RENDERING, State.SENDING, State.RETRY, State.UNSURE, State.IN_DOUBT)
@@ -122,7 +122,8 @@ def name_of(client: redis.Redis, part: str) -> bytes:
 def commands(server: Server) -> Iterator[list[str]]:
     """What clients ask of the server meanwhile: each is a round trip."""
     seen: list[str] = []
-    with server.client() as client, client.monitor() as monitor:
+    with server.client() as client, client.monitor() as opened:
+        monitor: Any = opened
         yield seen
         client.echo("that was it")
         while (said := monitor.next_command())["command"] != "ECHO that was it":
@@ -208,7 +209,7 @@ def test_a_record_is_found_while_its_slot_moves_to_another_node(cluster: Cluster
         threads = [threading.Thread(target=work, args=(part,)) for part in range(2)]
         for thread in threads:
             thread.start()
-        target = clients[1].execute_command("CLUSTER", "MYID")
+        target = ask(clients[1], "CLUSTER", "MYID")
         for first in range(0, 5_000, 1_000):
             clients[0].execute_command("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", first, first + 999, "NODE", target)
             wait_for(functools.partial(_has, clients[1], target, first + 999))
@@ -222,7 +223,7 @@ def test_a_record_is_found_while_its_slot_moves_to_another_node(cluster: Cluster
 
 def _has(client: redis.Redis, node: bytes, slot: int) -> bool:
     """Whether the node has that slot, as `client`'s node sees it."""
-    ranges = client.execute_command("CLUSTER", "SLOTS")
+    ranges = ask(client, "CLUSTER", "SLOTS")
     return any(first <= slot <= last and primary[2] == node for first, last, primary, *_ in ranges)
 
 
@@ -276,7 +277,7 @@ def test_a_cluster_that_lacks_a_part(tmp_path: Path) -> None:
             write(store, make_record())
             cluster.servers[2].kill()
             with cluster.servers[0].client() as client:
-                wait_for(lambda: b"cluster_state:fail" in client.execute_command("CLUSTER", "INFO"))
+                wait_for(lambda: b"cluster_state:fail" in ask(client, "CLUSTER", "INFO"))
             for number in range(10):
                 with pytest.raises(LedgerUnavailable, match=r"lacks a part|does not answer"):
                     store.swap(None, make_record(f"k{number}"))
