@@ -124,7 +124,7 @@ def test_every_link_of_the_runbook_has_its_heading() -> None:
 def test_settings_table_is_the_settings() -> None:
     """Paste what this expects between the two comments after a setting has changed."""
     rows = [
-        f"| `{name}` | {'' if default is None else f'`{default:g}`' if isinstance(default, float) else f'`{default}`'} "
+        f"| `{name}` | {'' if default is None else f'`{default:.10g}`' if isinstance(default, float) else f'`{default}`'} "
         f"| {meaning} |"
         for name, default, meaning in SETTINGS
     ]

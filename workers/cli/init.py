@@ -46,7 +46,7 @@ def _template() -> str:
     for name, default, meaning in SETTINGS:
         example = _EXAMPLES.get(name, contract_of(Settings().provider).window_seconds)
         given = example if default is None else default
-        value = f'"{given}"' if isinstance(given, str) else f"{given:g}"
+        value = f'"{given}"' if isinstance(given, str) else f"{given:.10g}"
         lines += [f"# {meaning}", f"# {name.removeprefix('IDEM_').lower()} = {value}", ""]
     for provider in PROVIDERS:
         lines += [f"[{provider}]", "# Better in the environment than in a file.", '# token = ""']
