@@ -123,12 +123,14 @@ def test_every_link_of_the_runbook_has_its_heading() -> None:
 
 def test_settings_table_is_the_settings() -> None:
     """Paste what this expects between the two comments after a setting has changed."""
-    rows = [
-        f"| `{name}` | {'' if default is None else f'`{default:.10g}`' if isinstance(default, float) else f'`{default}`'} "
-        f"| {meaning} |"
-        for name, default, meaning in SETTINGS
-    ]
+    rows = [f"| `{name}` | {_shown(default)} | {meaning} |" for name, default, meaning in SETTINGS]
     table = re.search(r"<!-- settings -->\n(.*?)<!-- /settings -->", _README, re.DOTALL)
 
     assert table is not None
     assert table[1].splitlines()[2:] == rows
+
+
+def _shown(default: str | float | None) -> str:
+    if default is None:
+        return ""
+    return f"`{default:.10g}`" if isinstance(default, float) else f"`{default}`"
