@@ -130,7 +130,7 @@ def test_settings_table_is_the_settings() -> None:
     assert table[1].splitlines()[2:] == rows
 
 
-def _shown(default: str | float | None) -> str:
+def _shown(default: object) -> str:
     if default is None:
         return ""
     return f"`{default:.10g}`" if isinstance(default, float) else f"`{default}`"
