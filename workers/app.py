@@ -92,10 +92,14 @@ class App:
         The key is the argument's, else that of the email's `Idempotency-Key` header, else a new one. Raises
         `UnsupportedEmail` for what the provider cannot express, and `BrokerUnavailable` like `send` of a job.
         """
-        wiring.check_with(self.settings)(email)
+        self._check(email)
         message, used = email_message(email, key)
         self.broker.enqueue(message)
         return used
+
+    @cached_property
+    def _check(self) -> Callable[[Email], None]:
+        return wiring.check_with(self.settings)
 
     @cached_property
     def broker(self) -> RedisBroker:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from idem.clock import Clock, SystemClock
+from idem.email import Email
 from idem.errors import MissingExtra, SettingsError
 from idem.ledger import Ledger
 from idem.policy import Policy
@@ -112,7 +113,7 @@ def build_provider(settings: Settings) -> Provider:
     return adapter(credentials.token.reveal(), credentials.base_url or adapter.contract.base_url)
 
 
-def check_with(settings: Settings) -> Callable[..., None]:
+def check_with(settings: Settings) -> Callable[[Email], None]:
     """What raises `UnsupportedEmail` for the configured provider; needs no token."""
     return _adapter(settings.provider)("unused").check
 
