@@ -29,7 +29,7 @@ _CORE = {
 #: Adapters, each folder with the modules that all of its files may share.
 _ADAPTERS = {
     "idem.stores": {"idem.stores.base", "idem.stores.codec"},
-    "idem.providers": {"idem.providers.base", "idem.providers.http"},
+    "idem.providers": {f"idem.providers.{name}" for name in ("api", "base", "http", "reading")},
 }
 
 #: Drivers that an adapter brings; nothing else in `idem` may import one.

@@ -19,11 +19,12 @@ from urllib.parse import urlsplit
 from idem.errors import SettingsError
 
 _PREFIX = "IDEM_"
-_PROVIDER_SETTING = re.compile(r"IDEM_(?P<provider>[A-Z0-9]+)_(?P<part>TOKEN|BASE_URL)")
+_PROVIDER_SETTING = re.compile(r"IDEM_(?P<provider>[A-Z0-9_]+?)_(?P<part>TOKEN|BASE_URL)")
 _URL_PASSWORD = re.compile(r"(?<=://).*@", re.DOTALL)
 _ENV_LINE = re.compile(r"(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?P<value>.*)")
 
-#: The providers that have an adapter; each takes `IDEM_<PROVIDER>_TOKEN` and `IDEM_<PROVIDER>_BASE_URL`.
+#: The providers that have an adapter, by the names of their modules; each takes `IDEM_<PROVIDER>_TOKEN` and
+#: `IDEM_<PROVIDER>_BASE_URL`.
 PROVIDERS = ("lettermint",)
 
 
@@ -254,7 +255,7 @@ def _credentials(values: Mapping[str, tuple[str, str]]) -> dict[str, Credentials
 def _check_base_url(name: str, value: str) -> None:
     try:
         parts = urlsplit(value)
-        valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        valid = parts.scheme in {"http", "https", "smtp", "smtps"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         valid = False
     if not valid or not all("!" <= char <= "~" for char in value) or {"?", "#", "@"} & set(value):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from idem.clock import Clock, SystemClock
 from idem.email import Email
@@ -18,20 +19,18 @@ from idem.stores.sqlite import SqliteStore
 from workers.settings import Settings
 
 if TYPE_CHECKING:
-    from idem.providers.lettermint import Lettermint
     from workers.brokers.redis import RedisBroker
 
 
-def _adapter(name: str) -> type[Lettermint]:
-    """The adapter of a provider; imported when it is needed, as it brings an HTTP client."""
-    from idem.providers.lettermint import Lettermint  # noqa: PLC0415 - see above
-
-    return {"lettermint": Lettermint}[name]
+def _module(provider: str) -> Any:
+    """The module of a provider, which has its name; imported when it is needed, as it brings a client."""
+    return importlib.import_module(f"idem.providers.{provider}")
 
 
 def contract_of(provider: str) -> Contract:
     """What a provider documents."""
-    return _adapter(provider).contract
+    contract: Contract = _module(provider).CONTRACT
+    return contract
 
 
 def open_store(settings: Settings) -> Store:
@@ -105,17 +104,25 @@ def build_ledger(settings: Settings, clock: Clock | None = None) -> Ledger:
 
 def build_provider(settings: Settings) -> Provider:
     """The provider's adapter; `SettingsError` when it has no token."""
-    credentials = settings.credentials.get(settings.provider)
-    name = f"IDEM_{settings.provider.upper()}_TOKEN"
-    if credentials is None or not credentials.token.reveal():
-        raise SettingsError(f"{name} is not set: put the provider's API token there")
-    adapter = _adapter(settings.provider)
-    return adapter(credentials.token.reveal(), credentials.base_url or adapter.contract.base_url)
+    contract, credentials = contract_of(settings.provider), settings.credentials.get(settings.provider)
+    token = credentials.token.reveal() if credentials is not None else ""
+    if contract.needs_token and not token:
+        raise SettingsError(f"IDEM_{settings.provider.upper()}_TOKEN is not set: put the provider's API token there")
+    return _connect(settings.provider, token, credentials.base_url if credentials is not None else None)
+
+
+def _connect(provider: str, token: str, base_url: str | None) -> Provider:
+    contract = contract_of(provider)
+    if base_url is None and "{" in contract.base_url:
+        raise SettingsError(f"IDEM_{provider.upper()}_BASE_URL is not set: {contract.base_url}, with your own part")
+    adapter: Provider = _module(provider).connect(token, base_url or contract.base_url)
+    return adapter
 
 
 def check_with(settings: Settings) -> Callable[[Email], None]:
     """What raises `UnsupportedEmail` for the configured provider; needs no token."""
-    return _adapter(settings.provider)("unused").check
+    adapter: Provider = _module(settings.provider).connect("unused", contract_of(settings.provider).base_url)
+    return adapter.check
 
 
 def build_sender(settings: Settings, ledger: Ledger, clock: Clock, reach: Callable[[Point], None]) -> Sender:

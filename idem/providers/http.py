@@ -95,10 +95,19 @@ class HttpClient:
 
     def post(self, url: str, headers: Mapping[str, str], body: bytes, deadline: Deadline) -> Answer | NoAnswer:
         """Make one request, the whole of it before `deadline`. Returns, whatever the network does."""
+        return self._exchange("POST", url, headers, body, deadline)
+
+    def get(self, url: str, headers: Mapping[str, str], deadline: Deadline) -> Answer | NoAnswer:
+        """Ask for something, the same way."""
+        return self._exchange("GET", url, headers, None, deadline)
+
+    def _exchange(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, deadline: Deadline
+    ) -> Answer | NoAnswer:
         wire, pool = self._connection()
         wire.begin(deadline)
         try:
-            with pool.stream("POST", url, headers=list(headers.items()), content=body) as response:
+            with pool.stream(method, url, headers=list(headers.items()), content=body) as response:
                 content = _read_limited(response)
         except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError) as error:
             return NoAnswer(wire.phase, _describe(error, wire.phase))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from idem.clock import Clock
-from idem.providers.base import Memory
+from idem.providers.base import Keeps
 from workers.sandbox.dialect import Dialect, Endpoint, Reply
 from workers.sandbox.log import Accepted, AcceptedLog, timestamp
 from workers.sandbox.memory import KeyMemory, Remembered
@@ -51,7 +51,7 @@ class Acceptance:
         if account is None:
             return Verdict(dialect.refusal(401, "Unauthenticated."))
         key = key_of(dialect, headers)
-        if key is not None and not dialect.contract.key_min <= len(key) <= dialect.contract.key_max:
+        if key is not None and dialect.contract.key is not None and not dialect.contract.key.admits(key):
             return Verdict(dialect.invalid_key)
         try:
             parsed = msgspec.json.decode(body)
@@ -68,9 +68,9 @@ class Acceptance:
         if known is not None:
             if known.digest != request.digest:
                 return Verdict(dialect.mismatch(request.headers))
-            return Verdict(_with_headers(known.reply, dialect.replay_headers), known.ids, replayed=True)
+            return Verdict(_marked(known.reply, dialect), known.ids, replayed=True)
         verdict = self._read(dialect, endpoint, request)
-        if verdict.ids or dialect.remembers_refusals:
+        if verdict.ids or (dialect.contract.key is not None and Keeps.REFUSALS in dialect.contract.key.keeps):
             answer = Remembered(request.digest, verdict.reply, verdict.ids)
             memory.remember(request.account, request.key, answer, request.now)
         return verdict
@@ -102,9 +102,8 @@ class Acceptance:
 
 def key_of(dialect: Dialect, headers: Mapping[str, str]) -> str | None:
     """The idempotency key of a request; None without one, and for a provider that has no keys."""
-    if dialect.contract.memory is Memory.NONE:
-        return None
-    return headers.get(dialect.contract.key_header.lower())
+    key = dialect.contract.key
+    return None if key is None else headers.get(key.name.lower())
 
 
 def canonical_digest(parsed: object) -> str:
@@ -112,5 +111,6 @@ def canonical_digest(parsed: object) -> str:
     return hashlib.sha256(msgspec.json.encode(parsed, order="sorted")).hexdigest()
 
 
-def _with_headers(reply: Reply, headers: Mapping[str, str]) -> Reply:
-    return replace(reply, headers={**reply.headers, **headers}) if headers else reply
+def _marked(reply: Reply, dialect: Dialect) -> Reply:
+    marker = dialect.contract.key.replay_marker if dialect.contract.key is not None else None
+    return reply if marker is None else replace(reply, headers={**reply.headers, marker[0]: marker[1]})

@@ -67,7 +67,7 @@ class Dialect:
     `endpoints` are by path below `/<name>`. `account` names who is calling, from the request's headers (lower case), or
     is None for credentials that the provider would refuse; keys are remembered for each account. `refusal` words an
     error in the provider's shape, `mismatch` the answer to a key with another body, for the request with those headers.
-    `remembers_refusals`: a key stays bound to a refusal as it does to an acceptance.
+    What it does with keys, its contract says.
     """
 
     contract: Contract
@@ -77,5 +77,3 @@ class Dialect:
     invalid_key: Reply
     mismatch: Callable[[Mapping[str, str]], Reply]
     in_progress: Reply
-    replay_headers: Mapping[str, str] = field(default_factory=dict)
-    remembers_refusals: bool = False

@@ -188,7 +188,7 @@ DIALECT = Dialect(
     endpoints={"/v1/send": Endpoint(_read_send, _answer_send)},
     account=_account,
     refusal=_refusal,
-    invalid_key=_invalid({"Idempotency-Key": [f"The Idempotency-Key must have 1 to {CONTRACT.key_max} characters."]}),
+    invalid_key=_invalid({"Idempotency-Key": ["The Idempotency-Key must have 1 to 255 characters."]}),
     mismatch=_mismatch,
     in_progress=_refusal(409, "A request with this idempotency key is still being processed."),
 )

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from idem.providers.base import Memory
+from idem.providers.base import Keeps, Key, Memory, Place
 from idem.providers.lettermint import CONTRACT
 from workers.sandbox.app import build_app, running
 from workers.sandbox.dialect import Dialect, Endpoint, Mail, Reply
@@ -167,17 +167,26 @@ def answer_bulk(ids: Sequence[str]) -> Reply:
 
 
 STRICT = Dialect(
-    contract=replace(CONTRACT, name="strict", key_header="X-Key", key_min=8, window_seconds=60.0),
+    contract=replace(
+        CONTRACT,
+        name="strict",
+        key=Key(
+            place=Place.HEADER,
+            name="X-Key",
+            window_seconds=60.0,
+            shortest=8,
+            keeps=frozenset({Keeps.REFUSALS}),
+            replay_marker=("Idempotent-Replayed", "true"),
+        ),
+    ),
     endpoints={"/bulk": Endpoint(read_bulk, answer_bulk)},
     account=lambda headers: headers.get("authorization"),
     refusal=lambda status, message: Reply(status, {"error": message}),
     invalid_key=Reply(400, {"error": "idempotency_key_invalid"}),
     mismatch=lambda _: Reply(409, {"error": "idempotency_key_payload_mismatch"}),
     in_progress=Reply(409, {"error": "idempotency_key_in_progress"}),
-    replay_headers={"Idempotent-Replayed": "true"},
-    remembers_refusals=True,
 )
-KEYLESS = replace(STRICT, contract=replace(STRICT.contract, name="keyless", memory=Memory.NONE, window_seconds=None))
+KEYLESS = replace(STRICT, contract=replace(STRICT.contract, name="keyless", memory=Memory.NONE, key=None))
 
 
 @pytest.fixture(scope="module")

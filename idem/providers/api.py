@@ -1,0 +1,131 @@
+"""A provider behind an HTTP API: its contract, and the few functions in which one differs from another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from idem.clock import Deadline
+from idem.email import Email
+from idem.outcome import Outcome
+from idem.providers.base import Batched, Contract, Place, Sighting
+from idem.providers.http import Answer, HttpClient, NoAnswer
+from idem.providers.reading import outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A request's body and its media type: the same bytes for the same email, which is what a key is bound to."""
+
+    data: bytes
+    type: str = "application/json"
+
+
+def as_json(parts: Mapping[str, Any] | Sequence[Any]) -> Content:
+    """JSON with sorted names."""
+    return Content(msgspec.json.encode(parts, order="sorted"))
+
+
+def _takes_all(_email: Email) -> None:
+    """What `Limits` allows is supported."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EachBatch:
+    """Emails with their keys in one request, and the outcome of each from its answer."""
+
+    encode: Callable[[Sequence[tuple[Email, str]]], Content]
+    read: Callable[[Answer | NoAnswer, int], tuple[Outcome, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeBatch:
+    """Emails in one request under one key."""
+
+    encode: Callable[[Sequence[Email]], Content]
+    read: Callable[[Answer | NoAnswer, int], Batched]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """A look-up: the path with its query for a derived key and a time, and what its answer shows."""
+
+    path: Callable[[str, float], str]
+    read: Callable[[Answer | NoAnswer, str], Sighting]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Api:
+    """How one provider's API is spoken.
+
+    `encode` makes the body for an email and its derived key (for a key in the body, or a tag to look it up by);
+    `authorize` the headers for a token; `check` raises `UnsupportedEmail` for what neither `encode` nor the contract's
+    limits can express.
+    """
+
+    contract: Contract
+    path: str
+    authorize: Callable[[str], Mapping[str, str]]
+    encode: Callable[[Email, str], Content]
+    check: Callable[[Email], None] = _takes_all
+    each: EachBatch | None = None
+    whole: WholeBatch | None = None
+    search: Search | None = None
+
+
+class HttpProvider:
+    """Sends through an HTTP API. Safe to share between threads."""
+
+    def __init__(self, api: Api, token: str, base_url: str, http: HttpClient | None = None) -> None:
+        self._api = api
+        self._base_url = base_url.rstrip("/")
+        self._headers = {"Accept": "application/json", "User-Agent": "idem-workers", **api.authorize(token)}
+        self._http = http or HttpClient()
+
+    @property
+    def contract(self) -> Contract:
+        """See `Provider.contract`."""
+        return self._api.contract
+
+    def check(self, email: Email) -> None:
+        """See `Provider.check`."""
+        self.contract.limits.check(email, self.contract.title)
+        self._api.check(email)
+
+    def send(self, email: Email, provider_key: str, deadline: Deadline) -> Outcome:
+        """See `Provider.send`."""
+        content = self._api.encode(email, provider_key)
+        return outcome(self.contract, self._post(self._api.path, content, provider_key, deadline))
+
+    def send_each(self, emails: Sequence[tuple[Email, str]], deadline: Deadline) -> tuple[Outcome, ...]:
+        """See `KeyedBatches.send_each`."""
+        batch = self.contract.batch
+        if self._api.each is None or batch is None:
+            raise TypeError(f"{self.contract.title} has no batches with a key for each email")
+        answer = self._post(batch.path, self._api.each.encode(emails), None, deadline)
+        return self._api.each.read(answer, len(emails))
+
+    def send_all(self, emails: Sequence[Email], provider_key: str, deadline: Deadline) -> Batched:
+        """See `KeyedRequests.send_all`."""
+        batch = self.contract.batch
+        if self._api.whole is None or batch is None:
+            raise TypeError(f"{self.contract.title} has no batches under one key")
+        answer = self._post(batch.path, self._api.whole.encode(emails), provider_key, deadline)
+        return self._api.whole.read(answer, len(emails))
+
+    def find(self, provider_key: str, since: float, deadline: Deadline) -> Sighting:
+        """See `Searchable.find`."""
+        if self._api.search is None:
+            raise TypeError(f"{self.contract.title} has no look-up")
+        url = self._base_url + self._api.search.path(provider_key, since)
+        return self._api.search.read(self._http.get(url, self._headers, deadline), provider_key)
+
+    def _post(self, path: str, content: Content, provider_key: str | None, deadline: Deadline) -> Answer | NoAnswer:
+        headers = self._headers | {"Content-Type": content.type}
+        key = self.contract.key
+        if provider_key is not None and key is not None and key.place is Place.HEADER:
+            headers[key.name] = provider_key
+        return self._http.post(self._base_url + path, headers, content.data, deadline)
