@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Final
 
 from idem.outcome import Accepted, Ground, NotSent, Outcome, Rejected, Unknown
 from idem.privacy import redact
-from idem.providers.base import Contract, Meaning
+from idem.providers.base import CannotTell, Contract, Meaning
 from idem.providers.http import Answer, NoAnswer
 
 _DAY_SECONDS: Final = 86_400.0
@@ -84,6 +85,18 @@ def first_text(paths: tuple[str, ...], answer: Answer, body: Mapping[str, Any]) 
     """The first of these places that holds a text."""
     found = (_at(path, answer, body) for path in paths)
     return next((value for value in found if isinstance(value, str) and value), None)
+
+
+def listed(answer: Answer | NoAnswer, name: str) -> list[dict[str, Any]] | CannotTell:
+    """The objects that a look-up's answer lists under this name; only what is documented counts as an answer."""
+    if isinstance(answer, NoAnswer):
+        return CannotTell(answer.detail)
+    found = answer.json_object().get(name)
+    if answer.status != HTTPStatus.OK:
+        return CannotTell(f"the look-up was answered with HTTP {answer.status}")
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        return CannotTell(f"the look-up's answer has no list of {name}")
+    return found
 
 
 def _at(path: str, answer: Answer, body: Mapping[str, Any]) -> object:
