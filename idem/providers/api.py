@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -43,10 +44,11 @@ class EachBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WholeBatch:
-    """Emails in one request under one key."""
+    """Emails in one request under one key; `headers` go with it."""
 
     encode: Callable[[Sequence[Email]], Content]
     read: Callable[[Answer | NoAnswer, int], Batched]
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +115,8 @@ class HttpProvider:
         batch = self.contract.batch
         if self._api.whole is None or batch is None:
             raise TypeError(f"{self.contract.title} has no batches under one key")
-        answer = self._post(batch.path, self._api.whole.encode(emails), provider_key, deadline)
+        content = self._api.whole.encode(emails)
+        answer = self._post(batch.path, content, provider_key, deadline, self._api.whole.headers)
         return self._api.whole.read(answer, len(emails))
 
     def find(self, provider_key: str, since: float, deadline: Deadline) -> Sighting:
@@ -123,8 +126,15 @@ class HttpProvider:
         url = self._base_url + self._api.search.path(provider_key, since)
         return self._api.search.read(self._http.get(url, self._headers, deadline), provider_key)
 
-    def _post(self, path: str, content: Content, provider_key: str | None, deadline: Deadline) -> Answer | NoAnswer:
-        headers = self._headers | {"Content-Type": content.type}
+    def _post(
+        self,
+        path: str,
+        content: Content,
+        provider_key: str | None,
+        deadline: Deadline,
+        additional: Mapping[str, str] = MappingProxyType({}),
+    ) -> Answer | NoAnswer:
+        headers = self._headers | {"Content-Type": content.type} | dict(additional)
         key = self.contract.key
         if provider_key is not None and key is not None and key.place is Place.HEADER:
             headers[key.name] = provider_key

@@ -28,8 +28,9 @@ def outcome(contract: Contract, answer: Answer | NoAnswer) -> Outcome:
     code, message = error_of(contract, answer, body)
     said = " ".join(filter(None, (code, message))) or "no message"
     detail = redact(f"HTTP {answer.status}: {said}{_blamed(body)}")
-    wait = retry_after(contract, answer, body)
-    meaning = contract.meaning(answer.status, code, message)
+    row = contract.row(answer.status, code, message)
+    meaning, wait = row.meaning, retry_after(contract, answer, body)
+    wait = row.pause_seconds if wait is None else wait
     if meaning is Meaning.ACCEPTED:
         return _accepted(contract, answer, body, detail)
     if meaning is Meaning.KNOWN:
@@ -37,6 +38,9 @@ def outcome(contract: Contract, answer: Answer | NoAnswer) -> Outcome:
     if meaning in _GROUNDS:
         return Rejected(detail, _GROUNDS[meaning])
     if meaning in {Meaning.CREDENTIALS, Meaning.NOT_NOW}:
+        if is_replay(contract, answer):
+            # Kept under the key, it does not pass: the same key gets the same answer, whatever has been mended.
+            return Rejected(f"{detail} (kept under its key)", Ground.GATE)
         return NotSent(detail, wait, credentials=meaning is Meaning.CREDENTIALS)
     return Unknown(detail, wait)
 
