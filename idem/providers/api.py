@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from idem.clock import Deadline
 from idem.email import Email
+from idem.errors import UnsupportedEmail
 from idem.outcome import Outcome
 from idem.providers.base import Batched, Contract, Place, Sighting
 from idem.providers.http import Answer, HttpClient, NoAnswer
@@ -28,6 +29,22 @@ class Content:
 def as_json(parts: Mapping[str, Any] | Sequence[Any]) -> Content:
     """JSON with sorted names."""
     return Content(msgspec.json.encode(parts, order="sorted"))
+
+
+#: The name that a tag gets where tags have names and values.
+_TAG: Final = "tag"
+
+
+def named_tags(email: Email) -> list[dict[str, str]]:
+    """Metadata and tags for an API whose tags have names: metadata under its own, tags all under `tag`."""
+    pairs = [*sorted(email.metadata.items()), *((_TAG, tag) for tag in email.tags)]
+    return [{"name": name, "value": value} for name, value in pairs]
+
+
+def check_named_tags(email: Email, title: str) -> None:
+    """Raise `UnsupportedEmail` where the two would become one."""
+    if email.tags and _TAG in email.metadata:
+        raise UnsupportedEmail(f"metadata.{_TAG}", f"is the name under which {title} gets the email's tags")
 
 
 def _takes_all(_email: Email) -> None:
