@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from workers.sandbox.dialect import Mail
+from workers.sandbox.dialect import Mail, Shown
 
 
 def timestamp(now: float) -> str:
@@ -29,25 +29,31 @@ class Accepted:
 
 
 class AcceptedLog:
-    """Every acceptance, in order; only a person's `clear` takes any away."""
+    """Every acceptance, in order; only a person's `clear` takes any away, and a provider's look-ups show it even so."""
 
     def __init__(self) -> None:
         self._entries: list[Accepted] = []
         self._by_id: dict[str, tuple[Accepted, Mail]] = {}
+        self._shown: dict[str, list[Shown]] = {}
         self.generation = secrets.token_hex(8)
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, entry: Accepted, mail: Mail) -> None:
-        """Append one acceptance."""
+    def add(self, entry: Accepted, mail: Mail, at: float) -> None:
+        """Append one acceptance, made `at` (Unix seconds)."""
         self._entries.append(entry)
         self._by_id[entry.id] = (entry, mail)
+        self._shown.setdefault(entry.provider, []).append(Shown(entry.id, entry.key, at, mail))
 
     def entries(self, *, provider: str | None = None, after: int = 0) -> list[Accepted]:
         """The acceptances behind the first `after` ones, of one provider or of all."""
         later = self._entries[after:]
         return later if provider is None else [entry for entry in later if entry.provider == provider]
+
+    def shown(self, provider: str, since: float, until: float) -> list[Shown]:
+        """The acceptances of a provider from `since` up to and with `until` (Unix seconds), newest first."""
+        return [one for one in reversed(self._shown.get(provider, ())) if since <= one.at <= until]
 
     def find(self, entry_id: str) -> dict[str, Any] | None:
         """One acceptance with everything that is known of its email."""
