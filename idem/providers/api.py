@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
@@ -51,6 +52,22 @@ def refuse_handle(email: Email) -> None:
         )
 
 
+#: The name that a tag gets where tags have names and values.
+_TAG: Final = "tag"
+
+
+def named_tags(email: Email) -> list[dict[str, str]]:
+    """Metadata and tags for an API whose tags have names: metadata under its own, tags all under `tag`."""
+    pairs = [*sorted(email.metadata.items()), *((_TAG, tag) for tag in email.tags)]
+    return [{"name": name, "value": value} for name, value in pairs]
+
+
+def check_named_tags(email: Email, title: str) -> None:
+    """Raise `UnsupportedEmail` where the two would become one."""
+    if email.tags and _TAG in email.metadata:
+        raise UnsupportedEmail(f"metadata.{_TAG}", f"is the name under which {title} gets the email's tags")
+
+
 def _takes_all(_email: Email) -> None:
     """What `Limits` allows is supported."""
 
@@ -65,10 +82,11 @@ class EachBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WholeBatch:
-    """Emails in one request under one key."""
+    """Emails in one request under one key; `headers` go with it."""
 
     encode: Callable[[Sequence[Email]], Content]
     read: Callable[[Answer | NoAnswer, int], Batched]
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +160,8 @@ class HttpProvider:
         batch = self.contract.batch
         if self._api.whole is None or batch is None:
             raise TypeError(f"{self.contract.title} has no batches under one key")
-        answer = self._post(batch.path, self._api.whole.encode(emails), provider_key, deadline)
+        content = self._api.whole.encode(emails)
+        answer = self._post(batch.path, content, provider_key, deadline, self._api.whole.headers)
         return self._api.whole.read(answer, len(emails))
 
     def find(self, provider_key: str, since: float, deadline: Deadline) -> Sighting:
@@ -161,8 +180,15 @@ class HttpProvider:
                 return CannotTell("the look-up goes on at another address")
         return CannotTell(f"the look-up was not over after {_MAX_ANSWERS} answers")
 
-    def _post(self, path: str, content: Content, provider_key: str | None, deadline: Deadline) -> Answer | NoAnswer:
-        headers = self._headers | {"Content-Type": content.type}
+    def _post(
+        self,
+        path: str,
+        content: Content,
+        provider_key: str | None,
+        deadline: Deadline,
+        additional: Mapping[str, str] = MappingProxyType({}),
+    ) -> Answer | NoAnswer:
+        headers = self._headers | {"Content-Type": content.type} | dict(additional)
         key = self.contract.key
         if provider_key is not None and key is not None and key.place is Place.HEADER:
             headers[key.name] = provider_key
