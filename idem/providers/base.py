@@ -300,6 +300,7 @@ class Searchable(Provider, Protocol):
         ...
 
 
+@runtime_checkable
 class KeyedBatches(Provider, Protocol):
     """A provider whose contract has a `batch` with a key for each email."""
 
@@ -308,6 +309,7 @@ class KeyedBatches(Provider, Protocol):
         ...
 
 
+@runtime_checkable
 class KeyedRequests(Provider, Protocol):
     """A provider whose contract has a `batch` with one key for the request."""
 
