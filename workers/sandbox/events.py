@@ -33,7 +33,7 @@ class Webhook:
 
     provider: str
     url: str
-    secret: str
+    secret: str = ""
     events: tuple[Event, ...] = (Event.DELIVERED,)
     times: int | None = None
     copies: int = 1
@@ -162,7 +162,7 @@ def parse_webhook(order: object, providers: Mapping[str, object]) -> Webhook:
     if order["provider"] not in known:
         raise BadOrder(f"no events of provider {order['provider']!r}; known: {', '.join(known)}")
     fields: dict[str, Any] = {name: _FIELDS[name](name, value) for name, value in order.items()}
-    webhook = Webhook(**{"secret": ""} | fields)
+    webhook = Webhook(**fields)
     scheme = SCHEMES[webhook.provider]
     if silent := [event for event in webhook.events if event not in scheme.names]:
         raise BadOrder(f"{webhook.provider} does not tell that an email was {silent[0]}")
