@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from idem.outcome import Accepted, Ground, NotSent, Outcome, Rejected, Unknown
 from idem.privacy import redact
-from idem.providers.base import Contract, Meaning
+from idem.providers.base import Contract, Keeps, Meaning
 from idem.providers.http import Answer, NoAnswer
 
 _DAY_SECONDS: Final = 86_400.0
@@ -35,9 +35,11 @@ def outcome(contract: Contract, answer: Answer | NoAnswer) -> Outcome:
     if meaning is Meaning.KNOWN:
         return Accepted(first_text(contract.reply.message_id, answer, body), replayed=True)
     if meaning in _GROUNDS:
-        return Rejected(detail, _GROUNDS[meaning])
+        return Rejected(detail, _GROUNDS[meaning], replayed=is_replay(contract, answer))
     if meaning in {Meaning.CREDENTIALS, Meaning.NOT_NOW}:
-        return NotSent(detail, wait, credentials=meaning is Meaning.CREDENTIALS)
+        burnt = contract.key is not None and Keeps.REFUSALS in contract.key.keeps
+        replayed = is_replay(contract, answer)
+        return NotSent(detail, wait, credentials=meaning is Meaning.CREDENTIALS, burnt=burnt, replayed=replayed)
     return Unknown(detail, wait)
 
 
