@@ -77,7 +77,7 @@ CONTRACT: Final = Contract(
         Row({400}, Meaning.KNOWN, code="duplicate_parameter", words="idempotency"),
         Row({400}, Meaning.UNCLEAR, code="duplicate_(parameter|request)"),
         Row({400, 401, 403}, Meaning.FORBIDDEN, code="permission_denied|account_under_validation"),
-        Row({400, 402, 403}, Meaning.NOT_NOW, code="not_enough_credits"),
+        Row({400, 402, 403}, Meaning.NOT_NOW, code="not_enough_credits", pause_seconds=900.0),
         Row({400, 403}, Meaning.CREDENTIALS, code="unauthorized"),
         *USUAL,
     ),
