@@ -151,8 +151,8 @@ def _check(email: Email) -> None:
 def _check_attachment(item: Attachment) -> None:
     if item.content_id is not None:
         raise UnsupportedEmail("attachments.content_id", "is nothing that Brevo's API has a place for")
-    extension = item.filename.rpartition(".")[2].lower()
-    if extension not in EXTENSIONS:
+    _, dot, extension = item.filename.lower().rpartition(".")
+    if not dot or extension not in EXTENSIONS:
         raise UnsupportedEmail(
             "attachments.filename", "ends in nothing that Brevo takes; its reference lists the names"
         )

@@ -107,8 +107,8 @@ def _attachment(item: object) -> Attachment:
     file = attachment(item, "name", "content", "type") if isinstance(item, dict) else None
     if file is None:
         raise Invalid("invalid_parameter", "attachment must have a name and base64 content")
-    extension = file.filename.rpartition(".")[2].lower()
-    if extension not in EXTENSIONS:
+    _, dot, extension = file.filename.lower().rpartition(".")
+    if not dot or extension not in EXTENSIONS:
         raise Invalid("invalid_parameter", f"Unsupported file format {extension}")
     return file
 
