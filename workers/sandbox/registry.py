@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from workers.sandbox import lettermint
+from workers.sandbox import getmailer, lettermint, nuntly, resend
 from workers.sandbox.dialect import Dialect
 
-DIALECTS: tuple[Dialect, ...] = (lettermint.DIALECT,)
+DIALECTS: tuple[Dialect, ...] = (
+    lettermint.DIALECT,
+    getmailer.DIALECT,
+    nuntly.DIALECT,
+    resend.DIALECT,
+)
