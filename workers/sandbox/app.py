@@ -8,6 +8,8 @@
     GET    /api/faults         the active faults, with what is left of their times
     POST   /api/faults         order a fault
     DELETE /api/faults         behave well
+    GET    /api/clock          the providers' time, and by how much it was advanced
+    POST   /api/clock          {"advance": SECONDS}: keys expire, look-ups catch up
     GET    /api/state          the counts, for a page that asks every second
 
 Errors of its own interface are `{"message": ...}`; those of a provider are worded as the provider does.
@@ -19,6 +21,7 @@ import contextlib
 import functools
 import random
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
@@ -34,9 +37,11 @@ from workers.sandbox.dialect import Dialect
 from workers.sandbox.exchange import Exchange, TooLarge, as_json, read_body
 from workers.sandbox.faults import BadFault, Faults, parse_fault
 from workers.sandbox.inbox import load_inbox
+from workers.sandbox.log import timestamp
 from workers.sandbox.registry import DIALECTS
 
 _MAX_ORDER_BYTES = 64 * 1024
+_MAX_ADVANCE_SECONDS = 10 * 366 * 86_400
 _METHODS = ["DELETE", "GET", "OPTIONS", "PATCH", "POST", "PUT"]
 
 
@@ -81,14 +86,9 @@ class Sandbox:
     async def post_fault(self, request: Request) -> Response:
         """`POST /api/faults`."""
         try:
-            order = msgspec.json.decode(await read_body(request, _MAX_ORDER_BYTES))
-            fault = parse_fault(order, self.dialects)
-        except (msgspec.MsgspecError, RecursionError):
-            raise HTTPException(422, "the body is not valid JSON") from None
+            fault = parse_fault(await _read_order(request), self.dialects)
         except BadFault as bad:
             raise HTTPException(422, str(bad)) from None
-        except TooLarge:
-            raise HTTPException(413, "an order has at most 64 KiB") from None
         self.faults.post(fault)
         return as_json(fault.order(), 201)
 
@@ -96,6 +96,19 @@ class Sandbox:
         """`DELETE /api/faults`."""
         self.faults.clear()
         return Response(status_code=204)
+
+    async def show_clock(self, _request: Request) -> Response:
+        """`GET /api/clock`."""
+        return as_json({"now": timestamp(self.clock.now()), "advanced": self.clock.advanced})
+
+    async def advance_clock(self, request: Request) -> Response:
+        """`POST /api/clock`."""
+        order = await _read_order(request)
+        seconds: Any = order.get("advance") if isinstance(order, dict) and len(order) == 1 else None
+        if type(seconds) not in {int, float} or not 0 <= seconds <= _MAX_ADVANCE_SECONDS:
+            raise HTTPException(422, 'the order is {"advance": SECONDS}, and time only goes forward')
+        self.clock.advance(seconds)
+        return await self.show_clock(request)
 
     async def state(self, _request: Request) -> Response:
         """`GET /api/state`: a few numbers, however long the logs are; `generation` changes when the log is cleared."""
@@ -133,6 +146,8 @@ def build_app(
         Route("/api/faults", sandbox.list_faults, methods=["GET"]),
         Route("/api/faults", sandbox.post_fault, methods=["POST"]),
         Route("/api/faults", sandbox.clear_faults, methods=["DELETE"]),
+        Route("/api/clock", sandbox.show_clock, methods=["GET"]),
+        Route("/api/clock", sandbox.advance_clock, methods=["POST"]),
         Route("/api/state", sandbox.state, methods=["GET"]),
         *(
             Route(f"/{name}/{{path:path}}", functools.partial(sandbox.exchange.serve, dialect), methods=_METHODS)
@@ -160,6 +175,15 @@ def running(app: Starlette, *, host: str = "127.0.0.1", port: int = 0) -> Iterat
     """Run what `build_app` made in a thread of this process, for as long as the context lasts; gives its base URL."""
     with server.run_in_thread(app, app.state.sandbox.stopping, server.listen(host, port)) as bound:
         yield f"http://[{host}]:{bound}" if ":" in host else f"http://{host}:{bound}"
+
+
+async def _read_order(request: Request) -> Any:
+    try:
+        return msgspec.json.decode(await read_body(request, _MAX_ORDER_BYTES))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise HTTPException(422, "the body is not valid JSON") from None
+    except TooLarge:
+        raise HTTPException(413, "an order has at most 64 KiB") from None
 
 
 async def _refuse(_request: Request, error: Exception) -> Response:

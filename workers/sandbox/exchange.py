@@ -127,9 +127,8 @@ class Exchange:
 
     def _shown(self, dialect: Dialect) -> list[Shown]:
         lookup, now = dialect.contract.lookup, self._clock.now()
-        if lookup is None:
-            return self.accepted.shown(dialect.contract.name, 0.0, now)
-        return self.accepted.shown(dialect.contract.name, now - lookup.horizon_seconds, now - lookup.lag_seconds)
+        horizon, lag = (now, 0.0) if lookup is None else (lookup.horizon_seconds, lookup.lag_seconds)
+        return list(self.accepted.shown(dialect.contract.name, now - horizon, now - lag))
 
     def _draw(self, dialect: Dialect, target: Target, seen: Seen) -> Draw:
         worded = {Kind.IN_PROGRESS: dialect.in_progress, Kind.CONFLICT: dialect.mismatch}
