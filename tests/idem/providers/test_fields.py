@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import functools
 import importlib
 import json
 import threading
@@ -66,8 +67,8 @@ class Recorder(ThreadingHTTPServer):
     """Takes every request and answers none of them well."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
         self.bodies: list[bytes] = []
+        super().__init__(("127.0.0.1", 0), functools.partial(_Handler, self.bodies))
 
     @property
     def url(self) -> str:
@@ -75,10 +76,12 @@ class Recorder(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Recorder
+    def __init__(self, bodies: list[bytes], *arguments: Any) -> None:
+        self._bodies = bodies
+        super().__init__(*arguments)
 
     def do_POST(self) -> None:
-        self.server.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self._bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
         self.send_response(500)
         self.send_header("Content-Length", "0")
         self.end_headers()

@@ -1,0 +1,51 @@
+"""Answers on the wire, without a wire: what a provider said, and a client that hears it every time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from idem.clock import Deadline, SystemClock
+from idem.outcome import Ground, Outcome, Rejected
+from idem.providers import reading
+from idem.providers.base import Contract
+from idem.providers.http import Answer, HttpClient, NoAnswer
+
+#: An outcome, its class, or the ground of a rejection: as much as a test wants to say.
+Expected = Outcome | type[Outcome] | Ground
+
+
+class OneAnswer(HttpClient):
+    """Answers every exchange alike, and keeps what it was asked."""
+
+    def __init__(self, found: Answer | NoAnswer) -> None:
+        super().__init__()
+        self._found = found
+        self.asked: list[tuple[str, Mapping[str, str], bytes]] = []
+
+    def post(self, url: str, headers: Mapping[str, str], body: bytes, deadline: Deadline) -> Answer | NoAnswer:  # noqa: ARG002 - the same answer at any time
+        self.asked.append((url, headers, body))
+        return self._found
+
+
+def answer(status: int, body: object = b"", **headers: str) -> Answer:
+    """An answer with JSON, or with these bytes; header names have underscores here."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return Answer(status, {name.replace("_", "-"): value for name, value in headers.items()}, data)
+
+
+def say(contract: Contract, status: int, body: object = b"", **headers: str) -> Outcome:
+    """What the answer to a single send proves."""
+    return reading.outcome(contract, answer(status, body, **headers))
+
+
+def is_as(found: Outcome, expected: Expected) -> bool:
+    """Whether an outcome is what a test says of it."""
+    if isinstance(expected, Ground):
+        return isinstance(found, Rejected) and found.ground is expected
+    return isinstance(found, expected) if isinstance(expected, type) else found == expected
+
+
+def soon() -> Deadline:
+    """A deadline that does not matter."""
+    return Deadline.after(SystemClock(), 10)
