@@ -28,6 +28,16 @@ class OneAnswer(HttpClient):
         return self._found
 
 
+class BriefClient(HttpClient):
+    """Closes its connection after every exchange: nothing is left open, in whatever thread it was."""
+
+    def post(self, url: str, headers: Mapping[str, str], body: bytes, deadline: Deadline) -> Answer | NoAnswer:
+        try:
+            return super().post(url, headers, body, deadline)
+        finally:
+            self._connection()[1].close()
+
+
 def answer(status: int, body: object = b"", **headers: str) -> Answer:
     """An answer with JSON, or with these bytes; header names have underscores here."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
