@@ -12,7 +12,7 @@ from idem.email import Email
 from idem.errors import MissingExtra, SettingsError
 from idem.ledger import Ledger
 from idem.policy import Policy
-from idem.providers.base import Contract, Provider
+from idem.providers.base import Contract, Prepared, Provider
 from idem.send import Point, Sender
 from idem.stores.base import Store
 from idem.stores.sqlite import SqliteStore
@@ -108,7 +108,10 @@ def build_provider(settings: Settings) -> Provider:
     token = credentials.token.reveal() if credentials is not None else ""
     if contract.needs_token and not token:
         raise SettingsError(f"IDEM_{settings.provider.upper()}_TOKEN is not set: put the provider's API token there")
-    return _connect(settings.provider, token, credentials.base_url if credentials is not None else None)
+    adapter = _connect(settings.provider, token, credentials.base_url if credentials is not None else None)
+    if isinstance(adapter, Prepared):
+        adapter.prepare()
+    return adapter
 
 
 def _connect(provider: str, token: str, base_url: str | None) -> Provider:
@@ -121,7 +124,9 @@ def _connect(provider: str, token: str, base_url: str | None) -> Provider:
 
 def check_with(settings: Settings) -> Callable[[Email], None]:
     """What raises `UnsupportedEmail` for the configured provider; needs no token."""
-    adapter: Provider = _module(settings.provider).connect("unused", contract_of(settings.provider).base_url)
+    contract = contract_of(settings.provider)
+    token = "unused" if contract.needs_token else ""
+    adapter: Provider = _module(settings.provider).connect(token, contract.base_url)
     return adapter.check
 
 

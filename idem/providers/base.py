@@ -11,7 +11,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from idem.clock import Deadline
 from idem.email import Email
@@ -282,6 +282,15 @@ class Searchable(Provider, Protocol):
 
     def find(self, provider_key: str, since: float, deadline: Deadline) -> Sighting:
         """Look for the email that carries this key and was sent after `since` (Unix seconds); never raises."""
+        ...
+
+
+@runtime_checkable
+class Prepared(Provider, Protocol):
+    """A provider that needs more than a token: a client that is installed, settings of its own."""
+
+    def prepare(self) -> None:
+        """Raise `IdemError` for what would keep every email from being sent; does nothing when it was called before."""
         ...
 
 

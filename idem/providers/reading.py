@@ -34,6 +34,11 @@ def outcome(contract: Contract, answer: Answer | NoAnswer) -> Outcome:
         return _accepted(contract, answer, body, detail)
     if meaning is Meaning.KNOWN:
         return Accepted(first_text(contract.reply.message_id, answer, body), replayed=True)
+    return unaccepted(meaning, detail, wait)
+
+
+def unaccepted(meaning: Meaning, detail: str, wait: float | None = None) -> Rejected | NotSent | Unknown:
+    """The outcome of an answer that does not say that the email was accepted."""
     if meaning in _GROUNDS:
         return Rejected(detail, _GROUNDS[meaning])
     if meaning in {Meaning.CREDENTIALS, Meaning.NOT_NOW}:
