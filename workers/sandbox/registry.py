@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.sandbox import lettermint
+from workers.sandbox import lettermint, ses, smtp
 from workers.sandbox.dialect import Dialect
 
-DIALECTS: tuple[Dialect, ...] = (lettermint.DIALECT,)
+DIALECTS: tuple[Dialect, ...] = (lettermint.DIALECT, ses.DIALECT, *smtp.DIALECTS)
