@@ -119,4 +119,4 @@ def outcome(contract: Contract, found: Reply | NoReply, message_id: str) -> Outc
     if meaning in {Meaning.ACCEPTED, Meaning.KNOWN}:
         queued = _QUEUED.search(found.text)
         return Accepted(queued[1] if queued else message_id)
-    return unaccepted(meaning, redact(f"SMTP {found.status} to {found.stage}: {found.text or 'no text'}"))
+    return unaccepted(contract, meaning, redact(f"SMTP {found.status} to {found.stage}: {found.text or 'no text'}"))

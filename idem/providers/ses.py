@@ -50,6 +50,7 @@ CONTRACT: Final = Contract(
     memory=Memory.NONE,
     key=None,
     table=(
+        Row({400, 429}, Meaning.NOT_NOW, words=r"daily (message|sending) quota", pause_seconds=3_600.0),
         Row(range(400, 500), Meaning.NOT_NOW, code=_errors("SendingPaused", "LimitExceeded", "TooManyRequests")),
         Row(range(400, 504), Meaning.NOT_NOW, code=_errors("Throttling", "ThrottledException", "RequestLimitExceeded")),
         Row(range(400, 500), Meaning.FORBIDDEN, code=_errors("MailFromDomainNotVerified")),
