@@ -124,7 +124,7 @@ def test_malformed_tokens(client: httpx.Client, token: bytes | None) -> None:
 
 def test_unknown_paths_and_methods(client: httpx.Client) -> None:
     """They are answered in Lettermint's shape."""
-    for path in ("/lettermint/v1/nothing", "/lettermint/send", "/lettermint/v1/send/batch", "/lettermint/"):
+    for path in ("/lettermint/v1/nothing", "/lettermint/send", "/lettermint/v1/send/all", "/lettermint/"):
         answer = client.post(path, json=EMAIL)
         assert (answer.status_code, answer.json()) == (404, {"message": "Not Found"})
     answer = client.get("/lettermint/v1/send")
