@@ -10,7 +10,7 @@ import msgspec
 
 from idem.outcome import Accepted, Ground, NotSent, Outcome, Rejected, Unknown
 from idem.privacy import redact
-from idem.providers.base import Batched, Contract, Meaning
+from idem.providers.base import Batched, Contract, Keeps, Meaning
 from idem.providers.http import Answer, NoAnswer
 
 _DAY_SECONDS: Final = 86_400.0
@@ -39,17 +39,12 @@ def outcome(contract: Contract, answer: Answer | NoAnswer) -> Outcome:
     if meaning is Meaning.KNOWN:
         return Accepted(first_text(contract.reply.message_id, answer, body), replayed=True)
     if meaning in _GROUNDS:
-        return Rejected(detail, _GROUNDS[meaning])
-    if meaning not in {Meaning.CREDENTIALS, Meaning.NOT_NOW}:
-        return Unknown(detail, wait)
-    return _not_now(detail, wait, meaning, kept=is_replay(contract, answer))
-
-
-def _not_now(detail: str, wait: float | None, meaning: Meaning, *, kept: bool) -> Outcome:
-    """What may pass passes, unless it is kept under the key: that gets the same answer whatever has been mended."""
-    if kept:
-        return Rejected(f"{detail} (kept under its key)", Ground.GATE)
-    return NotSent(detail, wait, credentials=meaning is Meaning.CREDENTIALS)
+        return Rejected(detail, _GROUNDS[meaning], replayed=is_replay(contract, answer))
+    if meaning in {Meaning.CREDENTIALS, Meaning.NOT_NOW}:
+        burnt = contract.key is not None and Keeps.REFUSALS in contract.key.keeps
+        replayed = is_replay(contract, answer)
+        return NotSent(detail, wait, credentials=meaning is Meaning.CREDENTIALS, burnt=burnt, replayed=replayed)
+    return Unknown(detail, wait)
 
 
 def _accepted(contract: Contract, answer: Answer, body: Mapping[str, Any], detail: str) -> Outcome:
