@@ -9,13 +9,20 @@ from typing import Any, Final
 
 import msgspec
 
+from idem.address import parse_address
 from idem.clock import Deadline
 from idem.email import Email
 from idem.errors import UnsupportedEmail
 from idem.outcome import Outcome
-from idem.providers.base import Batched, Contract, Place, Sighting
+from idem.providers.base import Batched, CannotTell, Contract, Place, Sighting
 from idem.providers.http import Answer, HttpClient, NoAnswer
 from idem.providers.reading import outcome
+
+#: The name of the metadata, variable or argument that carries the derived key, for a look-up to find the email by.
+HANDLE: Final = "idem_key"
+#: How much earlier a look-up asks than it was told, for a provider's clock that is behind ours.
+CLOCK_SKEW_SECONDS: Final = 300.0
+_MAX_ANSWERS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +36,20 @@ class Content:
 def as_json(parts: Mapping[str, Any] | Sequence[Any]) -> Content:
     """JSON with sorted names."""
     return Content(msgspec.json.encode(parts, order="sorted"))
+
+
+def as_mailbox(address: str) -> dict[str, str]:
+    """An address as many APIs want it: `email`, and `name` where it has one."""
+    parsed = parse_address("address", address)
+    return {"email": parsed.spec, "name": parsed.name} if parsed.name else {"email": parsed.spec}
+
+
+def refuse_handle(email: Email) -> None:
+    """Raise `UnsupportedEmail` for metadata under the name that the derived key needs, in any case."""
+    if any(name.lower() == HANDLE for name in email.metadata):
+        raise UnsupportedEmail(
+            "metadata", f"has {HANDLE}, the name under which the email is looked up; take another one"
+        )
 
 
 #: The name that a tag gets where tags have names and values.
@@ -68,12 +89,19 @@ class WholeBatch:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Onward:
+    """A look-up that is not over: what to ask next, as a path or as a URL of the same API."""
+
+    path: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
     """A look-up: the path with its query for a derived key and a time, and what its answer shows."""
 
     path: Callable[[str, float], str]
-    read: Callable[[Answer | NoAnswer, str], Sighting]
+    read: Callable[[Answer | NoAnswer, str], Sighting | Onward]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +168,17 @@ class HttpProvider:
         """See `Searchable.find`."""
         if self._api.search is None:
             raise TypeError(f"{self.contract.title} has no look-up")
-        url = self._base_url + self._api.search.path(provider_key, since)
-        return self._api.search.read(self._http.get(url, self._headers, deadline), provider_key)
+        path = self._api.search.path(provider_key, since)
+        for _ in range(_MAX_ANSWERS):
+            answer = self._http.get(self._base_url + path, self._headers, deadline)
+            seen = self._api.search.read(answer, provider_key)
+            if not isinstance(seen, Onward):
+                return seen
+            path = seen.path.removeprefix(self._base_url)
+            if not path.startswith("/"):
+                # A URL that an answer names gets our credentials, so it must be one of this API.
+                return CannotTell("the look-up goes on at another address")
+        return CannotTell(f"the look-up was not over after {_MAX_ANSWERS} answers")
 
     def _post(
         self,

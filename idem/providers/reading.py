@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
 
 from idem.outcome import Accepted, Ground, NotSent, Outcome, Rejected, Unknown
 from idem.privacy import redact
-from idem.providers.base import Batched, Contract, Keeps, Meaning
+from idem.providers.base import Batched, CannotTell, Contract, Keeps, Meaning
 from idem.providers.http import Answer, NoAnswer
 
 _DAY_SECONDS: Final = 86_400.0
@@ -40,11 +41,11 @@ def outcome(contract: Contract, answer: Answer | NoAnswer) -> Outcome:
         return Accepted(first_text(contract.reply.message_id, answer, body), replayed=True)
     if meaning in _GROUNDS:
         return Rejected(detail, _GROUNDS[meaning], replayed=is_replay(contract, answer))
-    if meaning in {Meaning.CREDENTIALS, Meaning.NOT_NOW}:
-        burnt = contract.key is not None and Keeps.REFUSALS in contract.key.keeps
-        replayed = is_replay(contract, answer)
-        return NotSent(detail, wait, credentials=meaning is Meaning.CREDENTIALS, burnt=burnt, replayed=replayed)
-    return Unknown(detail, wait)
+    if meaning not in {Meaning.CREDENTIALS, Meaning.NOT_NOW}:
+        return Unknown(detail, wait)
+    kept = contract.key is not None and Keeps.REFUSALS in contract.key.keeps
+    credentials, replayed = meaning is Meaning.CREDENTIALS, is_replay(contract, answer)
+    return NotSent(detail, wait, credentials=credentials, burnt=kept, replayed=replayed)
 
 
 def _accepted(contract: Contract, answer: Answer, body: Mapping[str, Any], detail: str) -> Outcome:
@@ -117,6 +118,18 @@ def first_text(paths: tuple[str, ...], answer: Answer, body: Mapping[str, Any]) 
     """The first of these places that holds a text."""
     found = (_at(path, answer, body) for path in paths)
     return next((value for value in found if isinstance(value, str) and value), None)
+
+
+def listed(answer: Answer | NoAnswer, name: str) -> list[dict[str, Any]] | CannotTell:
+    """The objects that a look-up's answer lists under this name; only what is documented counts as an answer."""
+    if isinstance(answer, NoAnswer):
+        return CannotTell(answer.detail)
+    found = answer.json_object().get(name)
+    if answer.status != HTTPStatus.OK:
+        return CannotTell(f"the look-up was answered with HTTP {answer.status}")
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        return CannotTell(f"the look-up's answer has no list of {name}")
+    return found
 
 
 def _at(path: str, answer: Answer, body: Mapping[str, Any]) -> object:
