@@ -11,7 +11,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from idem.clock import Deadline
 from idem.email import Email
@@ -291,6 +291,7 @@ class Provider(Protocol):
         ...
 
 
+@runtime_checkable
 class Searchable(Provider, Protocol):
     """A provider whose contract has a `lookup`."""
 

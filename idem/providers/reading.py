@@ -11,7 +11,7 @@ import msgspec
 
 from idem.outcome import Accepted, Ground, NotSent, Outcome, Rejected, Unknown
 from idem.privacy import redact
-from idem.providers.base import Batched, CannotTell, Contract, Meaning
+from idem.providers.base import Batched, CannotTell, Contract, Keeps, Meaning
 from idem.providers.http import Answer, NoAnswer
 
 _DAY_SECONDS: Final = 86_400.0
@@ -40,17 +40,12 @@ def outcome(contract: Contract, answer: Answer | NoAnswer) -> Outcome:
     if meaning is Meaning.KNOWN:
         return Accepted(first_text(contract.reply.message_id, answer, body), replayed=True)
     if meaning in _GROUNDS:
-        return Rejected(detail, _GROUNDS[meaning])
+        return Rejected(detail, _GROUNDS[meaning], replayed=is_replay(contract, answer))
     if meaning not in {Meaning.CREDENTIALS, Meaning.NOT_NOW}:
         return Unknown(detail, wait)
-    return _not_now(detail, wait, meaning, kept=is_replay(contract, answer))
-
-
-def _not_now(detail: str, wait: float | None, meaning: Meaning, *, kept: bool) -> Outcome:
-    """What may pass passes, unless it is kept under the key: that gets the same answer whatever has been mended."""
-    if kept:
-        return Rejected(f"{detail} (kept under its key)", Ground.GATE)
-    return NotSent(detail, wait, credentials=meaning is Meaning.CREDENTIALS)
+    kept = contract.key is not None and Keeps.REFUSALS in contract.key.keeps
+    credentials, replayed = meaning is Meaning.CREDENTIALS, is_replay(contract, answer)
+    return NotSent(detail, wait, credentials=credentials, burnt=kept, replayed=replayed)
 
 
 def _accepted(contract: Contract, answer: Answer, body: Mapping[str, Any], detail: str) -> Outcome:
