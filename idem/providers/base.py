@@ -300,6 +300,15 @@ class Searchable(Provider, Protocol):
         ...
 
 
+@runtime_checkable
+class Prepared(Provider, Protocol):
+    """A provider that needs more than a token: a client that is installed, settings of its own."""
+
+    def prepare(self) -> None:
+        """Raise `IdemError` for what would keep every email from being sent; does nothing when it was called before."""
+        ...
+
+
 class KeyedBatches(Provider, Protocol):
     """A provider whose contract has a `batch` with a key for each email."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.sandbox import brevo, getmailer, lettermint, mailgun, nuntly, postmark, resend, sendgrid
+from workers.sandbox import brevo, getmailer, lettermint, mailgun, nuntly, postmark, resend, sendgrid, ses, smtp
 from workers.sandbox.dialect import Dialect
 
 DIALECTS: tuple[Dialect, ...] = (
@@ -14,4 +14,6 @@ DIALECTS: tuple[Dialect, ...] = (
     sendgrid.DIALECT,
     mailgun.DIALECT,
     brevo.DIALECT,
+    ses.DIALECT,
+    *smtp.DIALECTS,
 )
