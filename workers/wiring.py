@@ -61,7 +61,7 @@ def _dynamo_store(settings: Settings, place: str) -> Store:
         raise MissingExtra("dynamodb", "the ledger (IDEM_LEDGER_URL=dynamodb://...)") from error
     endpoint, bucket = settings.aws_endpoint_url, settings.bodies_bucket
     return DynamoStore(
-        Connection("dynamodb", region, endpoint),
+        Connection("dynamodb", region, endpoint, signed=True),
         table,
         namespace=settings.namespace,
         bucket=None if bucket is None else Bucket(Connection("s3", region, endpoint), bucket),

@@ -29,9 +29,9 @@ class StatementWriter(GroupWriter):
 
 
 def make_store(connection: Connection, table: str, writer: str, **options: Any) -> DynamoStore:
-    """A store that writes in one of three ways: `plain`, `grouped`, or by `statements` only."""
-    store = DynamoStore(connection, table, grouped=writer != "plain", **options)
-    if writer == "statements":
+    """A store that writes in one of three ways: `plain`, `grouped`, or by `statements` only, whoever signs them."""
+    store = DynamoStore(connection, table, grouped=not writer.endswith("plain"), **options)
+    if writer.endswith("statements"):
         store._writer = StatementWriter(connection, table)
     return store
 
@@ -40,9 +40,12 @@ def make_store(connection: Connection, table: str, writer: str, **options: Any) 
 ENGINES: dict[str, tuple[Callable[[], str], str]] = {
     "local-plain": (services.dynamodb_local, "plain"),
     "local-grouped": (services.dynamodb_local, "grouped"),
-    "local-statements": (services.dynamodb_local, "statements"),
+    "local-signed-plain": (services.dynamodb_local, "signed plain"),
+    "local-signed-grouped": (services.dynamodb_local, "signed grouped"),
+    "local-signed-statements": (services.dynamodb_local, "signed statements"),
     "ministack-plain": (services.ministack, "plain"),
-    "ministack-statements": (services.ministack, "statements"),
+    "ministack-signed-plain": (services.ministack, "signed plain"),
+    "ministack-signed-statements": (services.ministack, "signed statements"),
     "moto-plain": (services.moto, "plain"),
 }
 
@@ -57,7 +60,8 @@ class TestDynamoStore(StoreContract):
         with contextlib.ExitStack() as opened:
 
             def open_one(namespace: str) -> Store:
-                connection, table = services.share("dynamodb", endpoint), services.table(endpoint)
+                signed = writer.startswith("signed")
+                connection, table = services.share("dynamodb", endpoint, signed=signed), services.table(endpoint)
                 store = make_store(connection, table, writer, namespace=f"{test}-{namespace}")
                 opened.callback(store.close)
                 return store

@@ -11,7 +11,7 @@ from idem.ledger import Claim, Ledger
 from idem.outcome import Accepted, NotSent, Outcome, Unknown
 from idem.policy import Policy
 from idem.protocol import Done, Intent, State
-from idem.stores.dynamodb import DynamoStore
+from idem.stores.dynamodb import Connection, DynamoStore
 from tests import services
 from tests.bench.units import Units
 from tests.fakes import FakeClock
@@ -42,12 +42,13 @@ class Bill:
         return found
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "grouped"])
+@pytest.fixture(params=["plain", "grouped", "signed"])
 def bill(request: pytest.FixtureRequest) -> Iterator[Bill]:
-    endpoint = services.dynamodb_local()
-    connection = services.connect("dynamodb", endpoint)
-    store = DynamoStore(connection, services.table(endpoint), namespace=uuid.uuid4().hex, grouped=request.param)
-    yield Bill(store, Units(connection.client))
+    endpoint, grouped = services.dynamodb_local(), request.param != "plain"
+    units = Units(services.connect("dynamodb", endpoint, signed=request.param == "signed").client)
+    connection = Connection("dynamodb", client=units)
+    store = DynamoStore(connection, services.table(endpoint), namespace=uuid.uuid4().hex, grouped=grouped)
+    yield Bill(store, units)
     store.close()
 
 
