@@ -105,6 +105,15 @@ def ministack() -> str:
 
 
 @functools.cache
+def ministack_with_auth() -> str:
+    """Ministack that checks signatures and permissions: DynamoDB and IAM; its endpoint."""
+    _module("ministack")
+    port = _free_port()
+    environ = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "SERVICES": "dynamodb,iam", "IOT_MTLS_ENABLED": "0"}
+    return _start("ministack", [sys.executable, "-m", "ministack"], port, environ | {"AUTH": "true"})
+
+
+@functools.cache
 def moto() -> str:
     """Moto's server: DynamoDB and S3; its endpoint."""
     _module("moto")

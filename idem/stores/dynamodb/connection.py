@@ -116,4 +116,4 @@ class Connection:
 
 def _check_answer(http_response: Any, **_: Any) -> None:
     """With repetition off, botocore does not look at the checksum; and it takes any text for an empty answer."""
-    check_answer(http_response.headers, lambda: http_response.content)
+    check_answer(http_response.status_code, http_response.headers, lambda: http_response.content)

@@ -17,6 +17,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final
 
 from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]  # ships no types
@@ -134,13 +135,13 @@ class Exchanger:
             raise
 
 
-def check_answer(headers: Mapping[str, str], content: Callable[[], bytes]) -> None:
+def check_answer(status: int, headers: Mapping[str, str], content: Callable[[], bytes]) -> None:
     """Raise unless the answer is one of AWS, and whole; `headers` are looked up by names in lower case.
 
     Any text under the status 200 could be a proxy's page, which would pass for a write that was applied, or for a key
-    that is absent. `content` is asked for only where there is a checksum: S3 streams its own.
+    that is absent; a failure needs no such proof. `content` is asked for only with a checksum: S3 streams its own.
     """
-    if not any(name in headers for name in _REQUEST_ID):
+    if status == HTTPStatus.OK and not any(name in headers for name in _REQUEST_ID):
         raise ResponseParserError("the answer does not come from AWS: it has no request id")
     checksum = headers.get("x-amz-crc32")
     if checksum is not None and int(checksum) != zlib.crc32(content()):

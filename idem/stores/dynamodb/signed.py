@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 from botocore.exceptions import (  # type: ignore[import-untyped]  # ships no types
     ClientError,
+    CredentialRetrievalError,
     NoCredentialsError,
 )
 from botocore.httpsession import get_cert_path  # type: ignore[import-untyped]  # the same
@@ -71,17 +72,22 @@ class SignedClient:
         body = _ENCODER.encode(request)
         signed = self._signer.request(operation, body, self._current_credentials(), time.time())
         answer = self._exchanger.exchange(signed)
-        check_answer(answer.headers, lambda: answer.content)
+        check_answer(answer.status, answer.headers, lambda: answer.content)
         content = _parse(answer)
         if answer.status != HTTPStatus.OK:
-            raise ClientError(_failure(answer.status, content), operation)
+            failure: Any = _failure(answer.status, content)
+            raise ClientError(failure, operation)
         return content
 
     def _current_credentials(self) -> Credentials:
         if self._credentials is None:
             raise NoCredentialsError
-        # Renewed here when they are about to expire; all parts of one set.
-        found = self._credentials.get_frozen_credentials()
+        try:
+            # Renewed here when they are about to expire; all parts of one set.
+            found = self._credentials.get_frozen_credentials()
+        except RuntimeError as error:
+            # botocore's way to say that what it was given anew is over as well.
+            raise CredentialRetrievalError(provider="AWS", error_msg="expired") from error
         return Credentials(found.access_key, found.secret_key, found.token)
 
 
@@ -109,9 +115,10 @@ def sign(client: Any, credentials: Any, *, connect_seconds: float, answer_second
     return SignedClient(client, credentials, Signer(_host(url), client.meta.region_name), Exchanger(server))
 
 
-def _tls(certificates: str | bool) -> ssl.SSLContext:  # noqa: FBT001 - boto3's own form: True, or a path
-    """Names and certificates are checked, against the authorities that boto3 would go by."""
+def _tls(certificates: Any) -> ssl.SSLContext:
+    """Names and certificates are checked, against the authorities of boto3: those of a path, or, if True, its own."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.hostname_checks_common_name = False
     context.load_verify_locations(get_cert_path(certificates))
     return context
 
