@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dramatiq
@@ -32,10 +33,18 @@ JobFunction = Callable[..., Email | Sequence[Email] | None]
 class Performer:
     """Performs messages: finds the job, hands it to the sender, and says what becomes of the message."""
 
-    def __init__(
-        self, sender: Sender, broker: JobBroker, functions: Mapping[str, JobFunction], *, policy: Policy, clock: Clock
+    def __init__(  # noqa: PLR0913 - what a message's fate depends on
+        self,
+        sender: Sender,
+        broker: JobBroker,
+        functions: Mapping[str, JobFunction],
+        *,
+        read: Callable[[str], Record | None],
+        policy: Policy,
+        clock: Clock,
     ) -> None:
         self._sender = sender
+        self._read = read
         self._broker = broker
         self._functions = functions
         self._policy = policy
@@ -54,7 +63,10 @@ class Performer:
         if job.job is not None and job.job not in self._functions:
             return self._unknown_job(message, job.job)
         try:
-            return self._dispose(key, self._sender.send(self._source(key, job, email)))
+            if self._is_forgotten(message, key):
+                _log.error("key %s: its message is older than the ledger remembers; it is buried", key)
+                return Bury("it is older than the ledger remembers and may have been sent: enqueue it under a new key")
+            return self._dispose(message, key, self._sender.send(self._source(key, job, email)))
         except (LedgerError, BrokerError) as error:
             _log.error("key %s: %s; the job stays in the queue", key, error)
             return Retry(self._pause(message))
@@ -65,7 +77,17 @@ class Performer:
         function = self._functions[job.job]
         return Render(key, job.job, lambda: function(*job.args, **job.kwargs))
 
-    def _dispose(self, key: str, result: Result) -> Disposition:
+    def _is_forgotten(self, message: dramatiq.Message[None], key: str) -> bool:
+        """Whether the record that would say what became of the message may be gone, or go while we look.
+
+        What is live is never forgotten, however old; nothing else is claimed any more.
+        """
+        if not self._policy.forgets(message.message_timestamp / 1000, self._clock.now()):
+            return False
+        record = self._read(key)
+        return record is None or record.ended
+
+    def _dispose(self, message: dramatiq.Message[None], key: str, result: Result) -> Disposition:
         match result:
             case Refused():
                 _log.error("key %s already stands for another email; this one is buried", key)
@@ -76,7 +98,9 @@ class Performer:
             case Ended(record=record, emails=emails):
                 # Before the acknowledgement, so that a crash in between repeats some and loses none.
                 for ready in emails:
-                    self._broker.enqueue(email_message(ready.email, ready.key)[0])
+                    part, _ = email_message(ready.email, ready.key)
+                    # As old as the job: a redelivery of it must not make its emails look new to `Policy.forgets`.
+                    self._broker.enqueue(replace(part, message_timestamp=message.message_timestamp))
                 _log.info("key %s is %s%s", key, record.state, f" ({record.reason})" if record.reason else "")
                 return Acknowledge()
 

@@ -87,10 +87,13 @@ def build_policy(settings: Settings) -> Policy:
             f"IDEM_WINDOW_SECONDS is {window:g}, but {settings.provider} remembers a key for "
             f"{documented or 0:g} s: a longer window would send twice"
         )
+    durations = settings.durations(documented if window is None else window)
+    durations.check()
     return Policy(
         lease_seconds=settings.lease_seconds,
         http_timeout_seconds=settings.http_timeout_seconds,
-        window_seconds=documented if window is None else window,
+        window_seconds=durations.window_seconds,
+        memory_seconds=durations.memory_seconds,
         give_up_seconds=settings.give_up_seconds,
         backoff_seconds=settings.backoff_seconds,
     )
