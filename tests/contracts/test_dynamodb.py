@@ -114,7 +114,18 @@ class TestDynamoStore(StoreContract):
         store.swap(gone, advance(gone, state=State.SENT))
         assert store.count()[State.RETRY] == 1
 
-    @pytest.mark.parametrize("state", [State.SENT, State.SENDING, State.RENDERING, State.SPLIT])
-    def test_a_state_that_is_not_indexed_is_refused(self, store: Store, state: State) -> None:
+    @pytest.mark.parametrize("state", [State.SENDING, State.RENDERING])
+    def test_what_is_in_flight_is_found_in_the_table(self, open_store: Opener, state: State) -> None:
+        """The one longest unchanged first, whatever its key; of this namespace only, and none that has ended."""
+        store, other = open_store("default"), open_store("other")
+        other.swap(None, make_record(state=state))
+        for key, at in (("c", 3.0), ("a", 4.0), ("b", 1.0), ("d", 2.0)):
+            store.swap(None, make_record(key, state=state, updated_at=at))
+        store.swap(None, make_record("e", state=State.SENT, updated_at=0.0))
+        assert [record.key for record in store.list(state, 10)] == ["b", "d", "c", "a"]
+        assert [record.key for record in store.list(state, 2)] == ["b", "d"]
+
+    @pytest.mark.parametrize("state", [State.SENT, State.SPLIT])
+    def test_a_state_that_would_list_everything_is_refused(self, store: Store, state: State) -> None:
         with pytest.raises(LedgerError, match="cannot list"):
             store.list(state, 10)

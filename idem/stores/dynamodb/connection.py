@@ -28,6 +28,7 @@ class DynamoClient(Protocol):
     def get_item(self, **request: Any) -> dict[str, Any]: ...  # noqa: D102
     def put_item(self, **request: Any) -> dict[str, Any]: ...  # noqa: D102
     def query(self, **request: Any) -> dict[str, Any]: ...  # noqa: D102
+    def scan(self, **request: Any) -> dict[str, Any]: ...  # noqa: D102
     def update_continuous_backups(self, **request: Any) -> dict[str, Any]: ...  # noqa: D102
     def update_time_to_live(self, **request: Any) -> dict[str, Any]: ...  # noqa: D102
     def close(self) -> None: ...  # noqa: D102
