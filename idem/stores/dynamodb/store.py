@@ -30,7 +30,7 @@ from idem.stores.dynamodb.items import (
 from idem.stores.dynamodb.table import INDEX, Table
 from idem.stores.dynamodb.writes import PlainWriter, Write, Writer
 
-#: Ninety days: longer than a message can live in a queue, a dead-letter queue and their redrives together.
+#: Ninety days: longer than a message can live in SQS and its dead letters (`idem.policy.Durations` has the sum).
 RETENTION_SECONDS: Final = 90 * 86_400.0
 
 #: The most that one BatchGetItem takes.
