@@ -57,9 +57,9 @@ _BATCH = 200
 _UNLISTED: Final = frozenset({State.SENT, State.SPLIT})
 
 #: States whose records expire. Safe, because no message of that age is taken for new without a live record, however
-#: long it stayed in the queue or among the dead letters (`Policy.forgets`), nobody holds a claim on an ended record, and
-#: a swap that finds its record gone is refused, not taken for a new key. What is in doubt waits for a person, and what
-#: has not ended for a worker: neither ever expires.
+#: long it stayed in the queue or among the dead letters (`Policy.forgets`), nobody holds a claim on an ended record,
+#: and a swap that finds its record gone is refused, not taken for a new key. What is in doubt waits for a person, and
+#: what has not ended for a worker: neither ever expires.
 _EXPIRING: Final = ENDED - {State.IN_DOUBT}
 
 
