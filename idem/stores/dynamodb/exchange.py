@@ -13,6 +13,7 @@ import select
 import socket
 import ssl
 import time
+import weakref
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -78,6 +79,8 @@ class Exchanger:
         # process that forks cannot leave it locked to its child: both ends of a deque are changed atomically.
         self._idle: deque[_Kept] = deque()
         self._closed = False
+        # For whoever forgets to close, the end of the process included.
+        weakref.finalize(self, _drain, self._idle)
 
     def exchange(self, request: bytes) -> Answer:
         """Write the request and read its answer; any exception means that it may have been applied."""
@@ -99,7 +102,7 @@ class Exchanger:
     def close(self) -> None:
         """Close what is idle; what is under way closes when it has been answered."""
         self._closed = True
-        self._drain()
+        _drain(self._idle)
 
     def _take(self) -> socket.socket | None:
         while True:
@@ -114,14 +117,7 @@ class Exchanger:
     def _keep(self, sock: socket.socket) -> None:
         self._idle.append(_Kept(sock, time.monotonic(), os.getpid()))
         if self._closed:
-            self._drain()
-
-    def _drain(self) -> None:
-        while True:
-            try:
-                self._idle.pop().sock.close()
-            except IndexError:
-                return
+            _drain(self._idle)
 
     def _connect(self) -> socket.socket:
         server = self._server
@@ -133,6 +129,14 @@ class Exchanger:
         except BaseException:
             sock.close()
             raise
+
+
+def _drain(idle: deque[_Kept]) -> None:
+    while True:
+        try:
+            idle.pop().sock.close()
+        except IndexError:
+            return
 
 
 def check_answer(status: int, headers: Mapping[str, str], content: Callable[[], bytes]) -> None:

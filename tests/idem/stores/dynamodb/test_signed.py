@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import gc
 import json
 import os
 import shutil
@@ -267,6 +268,18 @@ def test_nothing_stays_open_after_close() -> None:
         client.get_item(TableName="orders", Key={})
         assert not client._exchanger._idle
     assert server.connections == 2
+
+
+def test_nothing_stays_open_when_nobody_closes() -> None:
+    """A warning about an open socket would fail this test."""
+    with Server(answering(OK)) as server:
+        client = services.connect("dynamodb", f"http://127.0.0.1:{server.port}", signed=True).client
+        client.get_item(TableName="orders", Key={})
+        (kept,) = client._exchanger._idle
+        client._client.close()
+        del client
+        gc.collect()
+        assert kept.sock.fileno() == -1
 
 
 def test_the_rare_calls_are_boto3s() -> None:
