@@ -15,6 +15,9 @@
 --   $ns:$queue.alarm                string: the next due time that some idle worker was told (see `fetch`)
 --
 -- KEYS = {ns}, ARGV = {command, queue, worker, ...}. Times are the server's, in ms: no worker's clock matters.
+--
+-- A server that refuses a command in the middle of a script (a user without the right to it) keeps what was done before.
+-- So each move adds to the new place first, and takes from the old one last: what can be left behind is a second entry.
 
 -- A message whose worker dies over and over is what kills it, most likely; but workers are killed for other reasons
 -- too, and take with them whatever they have in hand. So from the second death on, a worker gets only one such message
@@ -47,11 +50,20 @@ local function wake(name)
     end
 end
 
+-- A server that is out of memory refuses a script whose first write adds something, and no other. What empties the
+-- queue must work there: such a command begins by taking nothing away.
+local function insist()
+    redis.call("srem", acks, "")
+end
+
 local function heard()
-    -- To remove something first is no idle move: a server that is out of memory refuses a script which begins by adding
-    -- something, and no other; and what empties the queue must work there.
-    redis.call("zrem", heartbeats, worker)
+    insist()
     redis.call("zadd", heartbeats, clock(), worker)
+end
+
+local function add_ready(name, id)
+    redis.call("rpush", name, id)
+    wake(name)
 end
 
 local function delay(id, message, ms)
@@ -69,16 +81,18 @@ local function bury(name, id, message, reason)
     redis.call("hset", name .. ".XQ.why", id, reason)
 end
 
--- Takes the message off the worker; false when the worker no longer has it, and so may not decide about it.
-local function take(id)
-    if redis.call("srem", acks, id) == 0 then
-        return false
-    end
+-- Only the worker that has a message may decide about it.
+local function holds(id)
+    return redis.call("sismember", acks, id) == 1 and redis.call("hexists", messages, id) == 1
+end
+
+local function let_go(id)
     -- Others may have waited for this worker to be done with it.
     if redis.call("hdel", deaths, id) == 1 and redis.call("llen", ready) > 0 then
         wake(ready)
     end
-    return redis.call("hdel", messages, id) > 0
+    redis.call("hdel", messages, id)
+    redis.call("srem", acks, id)
 end
 
 local function suspect(id)
@@ -125,31 +139,30 @@ end
 
 -- Up to `room` ready messages for this worker: {id, message, ...}.
 local function pop(room)
-    local fetched, passed = {}, {}
-    local suspects = redis.call("hlen", deaths) > 0
+    local fetched = {}
+    local passed, left = 0, redis.call("llen", ready)
+    local suspects = left > 0 and redis.call("hlen", deaths) > 0
     local held = suspects and holds_suspect()
-    while #fetched < 2 * room do
-        local id = redis.call("lpop", ready)
-        if not id then
-            break
-        end
+    while #fetched < 2 * room and left > 0 do
+        left = left - 1
+        local id = redis.call("lindex", ready, 0)
         -- Without a message, this is a second copy of an id (a repeated enqueue) whose first copy is done.
         local message = redis.call("hget", messages, id)
         local alone = message and suspects and suspect(id)
         if alone and held then
-            passed[#passed + 1] = id
+            -- For another worker, or for later: to the end of the list.
+            redis.call("rpush", ready, id)
+            passed = passed + 1
         elseif message then
             held = held or alone
             redis.call("sadd", acks, id)
             fetched[#fetched + 1] = id
             fetched[#fetched + 1] = message
         end
+        redis.call("lpop", ready)
     end
-    if redis.call("llen", ready) > 0 then
+    if redis.call("llen", ready) > passed then
         wake(ready)
-    end
-    for _, id in ipairs(passed) do
-        redis.call("rpush", ready, id)
     end
     return fetched
 end
@@ -165,8 +178,7 @@ local function inherit(name, gone)
             redis.call("hdel", base .. ".msgs", id)
             redis.call("hdel", base .. ".deaths", id)
         elseif message then
-            redis.call("rpush", base, id)
-            wake(base)
+            add_ready(base, id)
         end
     end
     redis.call("del", theirs)
@@ -175,8 +187,7 @@ end
 -- enqueue id message: a new message that is ready.
 if command == "enqueue" then
     redis.call("hset", messages, ARGV[4], ARGV[5])
-    redis.call("rpush", ready, ARGV[4])
-    wake(ready)
+    add_ready(ready, ARGV[4])
 
 -- delay id message ms: a new message that becomes ready later.
 elseif command == "delay" then
@@ -184,26 +195,34 @@ elseif command == "delay" then
 
 -- ack id: the fetched message is done with.
 elseif command == "ack" then
-    take(ARGV[4])
+    if holds(ARGV[4]) then
+        let_go(ARGV[4])
+    end
 
 -- retry id message ms: the fetched message becomes a delayed one.
 elseif command == "retry" then
-    if take(ARGV[4]) then
+    if holds(ARGV[4]) then
+        insist()
         delay(ARGV[4], ARGV[5], ARGV[6])
+        let_go(ARGV[4])
     end
 
 -- bury id message reason: the fetched message becomes a dead letter.
 elseif command == "bury" then
-    if take(ARGV[4]) then
+    if holds(ARGV[4]) then
+        insist()
         bury(ready, ARGV[4], ARGV[5], ARGV[6])
+        let_go(ARGV[4])
     end
 
 -- requeue id...: fetched messages that were not begun are ready again, and somebody else hears of what is ready.
 elseif command == "requeue" then
+    insist()
     for index = 4, #ARGV do
-        if redis.call("srem", acks, ARGV[index]) == 1 and redis.call("hexists", messages, ARGV[index]) == 1 then
+        if holds(ARGV[index]) then
             redis.call("rpush", ready, ARGV[index])
         end
+        redis.call("srem", acks, ARGV[index])
     end
     if redis.call("llen", ready) > 0 then
         wake(ready)
@@ -255,13 +274,31 @@ elseif command == "letters" then
 -- revive id message: the dead letter becomes ready, as `message`; 0 when it is no dead letter any more.
 -- drop id: the dead letter is no more.
 elseif command == "revive" or command == "drop" then
-    local found = redis.call("zrem", dead, ARGV[4])
+    if not redis.call("zscore", dead, ARGV[4]) then
+        return 0
+    end
+    if command == "revive" then
+        insist()
+        redis.call("hset", messages, ARGV[4], ARGV[5])
+        add_ready(ready, ARGV[4])
+    end
+    redis.call("zrem", dead, ARGV[4])
     redis.call("hdel", dead_messages, ARGV[4])
     redis.call("hdel", dead_reasons, ARGV[4])
-    if found == 1 and command == "revive" then
-        redis.call("hset", messages, ARGV[4], ARGV[5])
-        redis.call("rpush", ready, ARGV[4])
-        wake(ready)
+    return 1
+
+-- forbidden: the first command that this user may not run; nothing is run. Servers before Redis 7 cannot say.
+elseif command == "forbidden" and redis.acl_check_cmd then
+    for _, call in ipairs({
+        {"blpop", ready, "1"}, {"del", acks}, {"evalsha", "0", "1", KEYS[1]}, {"get", alarm}, {"hdel", deaths, "f"},
+        {"hexists", messages, "f"}, {"hget", messages, "f"}, {"hincrby", deaths, "f", "1"}, {"hlen", messages},
+        {"hset", messages, "f", "v"}, {"lindex", ready, "0"}, {"llen", ready}, {"lpop", ready}, {"rpush", ready, "v"},
+        {"sadd", acks, "m"}, {"set", alarm, "1", "px", "1"}, {"sismember", acks, "m"}, {"smembers", acks},
+        {"srem", acks, "m"}, {"time"}, {"zadd", later, "0", "m"}, {"zcard", later}, {"zrange", later, "0", "1"},
+        {"zrangebyscore", later, "0", "1"}, {"zrem", later, "m"}, {"zscore", dead, "m"},
+    }) do
+        if not redis.acl_check_cmd(unpack(call)) then
+            return call[1]
+        end
     end
-    return found
 end

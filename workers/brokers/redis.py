@@ -33,7 +33,7 @@ from dramatiq.middleware import CurrentMessage
 from idem.errors import BrokerError
 from idem.privacy import redact
 from workers.brokers.base import Acknowledge, Backlog, Bury, DeadLetter, Retry, dispose, disposition_of, read_letter
-from workers.brokers.servers import FAILURES, Link, durability, translate, translated
+from workers.brokers.servers import FAILURES, Link, durability, forbids, translate, translated
 
 _ID = "redis_message_id"
 
@@ -130,7 +130,11 @@ class RedisBroker(dramatiq.Broker):
     def check(self) -> Sequence[str]:
         """See `JobBroker.check`: whether the server may evict jobs, and what its persistence means for them."""
         with translated():
-            return durability(self.link.nodes()).statements
+            found = durability(self.link.nodes())
+            forbidden = [self.move("forbidden", queue) for queue in sorted(self.queues)]
+        if any(forbidden):
+            raise forbids(_text(next(filter(None, forbidden))))
+        return found.statements
 
     def close(self) -> None:
         """Close the connections."""

@@ -205,6 +205,11 @@ def translate(error: BaseException) -> BrokerError:
     return BrokerUnavailable(f"the broker does not answer ({said}): see that the server of IDEM_BROKER_URL runs")
 
 
+def forbids(command: str) -> BrokerError:
+    """What to do about a user who may not run a command."""
+    return BrokerError(f"the broker does not permit the command '{command}': {_PERMIT}")
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Translate what redis-py raises."""

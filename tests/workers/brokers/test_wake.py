@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -23,22 +24,21 @@ _NEVER_SECONDS = 600.0
 class Idle:
     """A worker that is idle: a thread that asks for a message until it gets one, as dramatiq's does."""
 
-    def __init__(self, broker: RedisBroker, *, prefetch: int = 1) -> None:
+    def __init__(self, broker: RedisBroker, monkeypatch: pytest.MonkeyPatch) -> None:
         self.broker = broker
-        self.consumer = broker.consume(QUEUE, prefetch=prefetch, timeout=100)
+        self.consumer = broker.consume(QUEUE, prefetch=1, timeout=100)
         self.got: list[MessageProxy] = []
         self.fetches = 0
         self._stop = threading.Event()
-        move = broker.move
-
-        def count(command: str, *args: str) -> object:
-            self.fetches += command == "fetch"
-            return move(command, *args)
-
-        broker.move = count  # type: ignore[method-assign]  # counts, and passes on
+        self._move = broker.move
+        monkeypatch.setattr(broker, "move", self._count)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
         wait_for(lambda: self.fetches)
+
+    def _count(self, command: str, *args: str) -> Any:
+        self.fetches += command == "fetch"
+        return self._move(command, *args)
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -69,11 +69,11 @@ def make_broker(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
 
 
 @pytest.fixture
-def make_idle(make_broker: Callable[[], RedisBroker]) -> Iterator[Callable[[], Idle]]:
+def make_idle(make_broker: Callable[[], RedisBroker], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Idle]]:
     idle: list[Idle] = []
 
     def make() -> Idle:
-        idle.append(Idle(make_broker()))
+        idle.append(Idle(make_broker(), monkeypatch))
         return idle[-1]
 
     yield make
@@ -94,7 +94,9 @@ def test_a_new_job_wakes_an_idle_worker(make_idle: Callable[[], Idle], make_brok
     wait_for(lambda: idle.got)
 
 
-def test_a_job_between_the_look_and_the_wait_is_not_missed(make_broker: Callable[[], RedisBroker]) -> None:
+def test_a_job_between_the_look_and_the_wait_is_not_missed(
+    make_broker: Callable[[], RedisBroker], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The consumer has looked and found nothing; the job comes before it blocks."""
     broker = make_broker()
     consumer = broker.consume(QUEUE, prefetch=1, timeout=60_000)
@@ -104,7 +106,7 @@ def test_a_job_between_the_look_and_the_wait_is_not_missed(make_broker: Callable
         _enqueue(broker)
         return woken(queue_name, seconds)
 
-    broker.woken = late  # type: ignore[method-assign]  # the job comes at that instant
+    monkeypatch.setattr(broker, "woken", late)
 
     assert next(consumer) is None
     assert next(consumer) is not None
@@ -172,9 +174,7 @@ def test_a_retry_wakes_a_worker_when_it_is_due(make_idle: Callable[[], Idle]) ->
     wait_for(lambda: len(idle.got) == 2)
 
 
-def test_what_is_given_back_wakes_another(
-    make_idle: Callable[[], Idle], make_broker: Callable[[], RedisBroker]
-) -> None:
+def test_what_is_given_back_wakes_another(make_idle: Callable[[], Idle]) -> None:
     stopping = make_idle()
     _enqueue(stopping.broker)
     (message,) = wait_for(lambda: stopping.got)
@@ -229,7 +229,7 @@ def test_a_lost_wake_up_delays_no_job_for_long(
 ) -> None:
     """Whoever took it was killed at that instant; here, nobody was woken at all."""
     monkeypatch.setattr("workers.brokers.redis._LOOK_SECONDS", 0.2)
-    idle = Idle(make_broker())
+    idle = Idle(make_broker(), monkeypatch)
     ready = f"{idle.broker.namespace}:{QUEUE}"
 
     with valkey.client() as raw:
@@ -240,14 +240,13 @@ def test_a_lost_wake_up_delays_no_job_for_long(
     idle.stop()
 
 
-def test_an_idle_worker_asks_the_server_for_little(make_broker: Callable[[], RedisBroker], valkey: Valkey) -> None:
+def test_an_idle_worker_asks_the_server_for_little(make_idle: Callable[[], Idle], valkey: Valkey) -> None:
     with valkey.client() as raw:
-        idle = Idle(make_broker())
+        make_idle()
         before = _commands(raw)
         begun = time.monotonic()
         wait_for(lambda: time.monotonic() - begun > 1)
         asked = _commands(raw) - before
-        idle.stop()
 
     # The blocking pops of 0.1 s each, and what this test asks itself.
     assert asked < 40
