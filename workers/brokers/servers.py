@@ -166,30 +166,28 @@ def _check_options(parts: SplitResult, **options: Any) -> None:
         client.connection_pool.make_connection()
 
 
+_LOCKED: Final = "wants a password: write redis://user:password@host:port/db in IDEM_BROKER_URL"
 _PERMIT: Final = "permit it, and the keys {idem:*, to the user of IDEM_BROKER_URL (README, 'The queue')"
 
-#: What a server means by the words in its answer: that it cannot now, or not as it is set; and what to do.
+#: What a server means, by words of its answer or by redis-py's name for it, which drops the answer's first word.
 _MEANINGS: Final[Sequence[tuple[str, type[BrokerError], str]]] = [
-    ("NOAUTH", BrokerError, "wants a password: write redis://user:password@host:port/db in IDEM_BROKER_URL"),
-    ("Authentication required", BrokerError, "wants a password: write redis://user:password@host:port/db"),
-    ("WRONGPASS", BrokerError, "does not let us in: check user and password in IDEM_BROKER_URL"),
-    ("invalid username-password", BrokerError, "does not let us in: check user and password in IDEM_BROKER_URL"),
-    ("NOPERM", BrokerError, f"does not permit a command: {_PERMIT}"),
-    ("has no permissions", BrokerError, f"does not permit a command: {_PERMIT}"),
-    ("ACL failure", BrokerError, f"does not permit a command: {_PERMIT}"),
-    ("MOVED", BrokerError, "is one node of a cluster: write redis+cluster://host:port in IDEM_BROKER_URL"),
+    ("Authentication required", BrokerError, _LOCKED),
+    ("already authenticated", BrokerError, _LOCKED),
+    ("AuthenticationError", BrokerError, "does not let us in: check user and password in IDEM_BROKER_URL"),
+    ("NoPermissionError", BrokerError, f"does not permit a command or a key: {_PERMIT}"),
+    ("ACL failure", BrokerError, f"does not permit a command or a key: {_PERMIT}"),
+    ("MovedError", BrokerError, "is one node of a cluster: write redis+cluster://host:port in IDEM_BROKER_URL"),
     ("Cluster mode is not enabled", BrokerError, "is no cluster: write redis://host:port/db in IDEM_BROKER_URL"),
     ("WRONGTYPE", BrokerError, "is not alone: another program writes to the keys {idem:*"),
-    ("READONLY", BrokerUnavailable, "is a read-only replica: name the primary, or wait for the failover"),
+    ("ReadOnlyError", BrokerUnavailable, "is a read-only replica: name the primary, or wait for the failover"),
     ("is now a slave", BrokerUnavailable, "has become a replica: the next attempt looks for the new primary"),
     ("UNBLOCKED", BrokerUnavailable, "has become a replica: the next attempt looks for the new primary"),
     ("NOREPLICAS", BrokerUnavailable, "has too few replicas, and takes no writes: see to its replicas"),
-    ("OOM", BrokerUnavailable, "is out of memory, and takes no new jobs: raise its maxmemory, or let workers go on"),
-    ("LOADING", BrokerUnavailable, "is still loading its data: wait"),
-    ("is loading the dataset", BrokerUnavailable, "is still loading its data: wait"),
+    ("OutOfMemoryError", BrokerUnavailable, "is out of memory, and takes no new jobs: raise its maxmemory"),
+    ("BusyLoadingError", BrokerUnavailable, "is still loading its data: wait"),
     ("MISCONF", BrokerUnavailable, "cannot save to its disk, and takes no writes: make room there, see its log"),
-    ("CLUSTERDOWN", BrokerUnavailable, "lacks a part of its cluster: see CLUSTER INFO"),
-    ("No master found", BrokerUnavailable, "has no primary that its sentinels know of: see SENTINEL MASTERS"),
+    ("ClusterDownError", BrokerUnavailable, "lacks a part of its cluster: see CLUSTER INFO"),
+    ("MasterNotFoundError", BrokerUnavailable, "has no primary that its sentinels know of: see SENTINEL MASTERS"),
 ]
 
 
@@ -200,7 +198,7 @@ def translate(error: BaseException) -> BrokerError:
         error = error.__cause__
     said = redact(str(error))
     for words, kind, meaning in _MEANINGS:
-        if words in said:
+        if words in f"{type(error).__name__}: {said}":
             return kind(f"the broker {meaning} ({said})")
     return BrokerUnavailable(f"the broker does not answer ({said}): see that the server of IDEM_BROKER_URL runs")
 
