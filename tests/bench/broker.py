@@ -47,7 +47,7 @@ _NAMESPACE = {"ours": "{idem:bench}", "stock": "dramatiq"}
 
 def _broker(kind: str, url: str, **options: Any) -> Any:
     if kind == "stock":
-        return StockBroker(url=url, heartbeat_timeout=int(_VISIBILITY_SECONDS * 1000), **options)  # type: ignore[no-untyped-call]  # dramatiq has no types for it
+        return StockBroker(url=url, heartbeat_timeout=int(_VISIBILITY_SECONDS * 1000), **options)
     broker = RedisBroker(connect(url), namespace="bench", visibility_seconds=_VISIBILITY_SECONDS)
     broker.declare_queue(QUEUE)
     return broker
