@@ -12,6 +12,7 @@ import pytest
 
 from tests.contracts.brokers import BrokerContract
 from tests.contracts.redis_harness import VISIBILITY_SECONDS, RedisHarness
+from tests.workers.parts import alive, wait_for
 from workers.brokers.embedded import EmbeddedBroker
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="as the embedded server's own tests")
@@ -25,7 +26,9 @@ class TestEmbedded(BrokerContract):
 
         def restart() -> None:
             (node,) = harness.open().link.nodes()
-            os.kill(int(node.info("server")["process_id"]), signal.SIGKILL)
+            server = int(node.info("server")["process_id"])
+            os.kill(server, signal.SIGKILL)
+            wait_for(lambda: not alive(server))
 
         harness = RedisHarness(make, restart=restart)
         yield harness

@@ -20,10 +20,11 @@
 -- So each move adds to the new place first, and takes from the old one last: what can be left behind is a second entry.
 
 -- A message whose worker dies over and over is what kills it, most likely; but workers are killed for other reasons
--- too, and take with them whatever they have in hand. So from the second death on, a worker gets only one such message
--- at a time: a further death then speaks against one message and not against its neighbours. Ten is far more than a
--- bad day of killed workers brings upon one message, and a real killer reaches it after ten visibility timeouts.
-local ALONE_AFTER, BURIED_AFTER = 2, 10
+-- too, and take with them whatever they have in hand. So from the fifth death on, a worker gets only one such message at
+-- a time: a further death then speaks against one message and not against its neighbours. Not sooner, as a row of
+-- killed workers must not slow down what they had; and ten deaths, five of them alone, are far more than a bad day
+-- brings upon one message, while a real killer reaches them after ten visibility timeouts.
+local ALONE_AFTER, BURIED_AFTER = 5, 10
 -- How many due messages become ready in one step: a step must stay short.
 local DUE_AT_ONCE = 1000
 

@@ -16,7 +16,7 @@ from workers.brokers.servers import connect
 from workers.jobs import QUEUE, email_message
 
 #: As in queue.lua.
-_BURIED_AFTER = 10
+_ALONE_AFTER, _BURIED_AFTER = 5, 10
 
 _VISIBILITY_SECONDS = 0.3
 
@@ -92,13 +92,13 @@ def test_those_beside_it_are_suspected_and_cleared(make_broker: Callable[[], Red
 
     (letter,) = heir.dead_letters()
     assert letter.key == "k3"
-    assert workers >= _BURIED_AFTER + 4
+    assert workers >= _BURIED_AFTER
 
 
 def test_one_suspect_at_a_time_and_others_meanwhile(make_broker: Callable[[], RedisBroker]) -> None:
     heir = make_broker()
     _enqueue(heir, 3)
-    for _ in range(2):
+    for _ in range(_ALONE_AFTER):
         worker = make_broker()
         assert len(_fetch(worker)) == 3
         _die(worker, heir)
