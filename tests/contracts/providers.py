@@ -61,7 +61,7 @@ _ENVIRONMENT: Final = {
 }
 
 #: Every fault of sends; each strikes once.
-KINDS: Final = tuple(kind for kind in Kind if kind is not Kind.MISSING)
+KINDS: Final[tuple[Kind, ...]] = tuple(kind for kind in Kind if kind is not Kind.MISSING)
 _PAUSES: Final = frozenset({Kind.DELAY, Kind.LATE})
 _SILENT: Final = _PAUSES | {Kind.HANG, Kind.ACCEPT_THEN_HANG}
 
