@@ -97,7 +97,7 @@ class Totals:
     def kept(self) -> bool:
         """Whether the promise of the class was kept.
 
-        What is in doubt is what only the log can tell: an acceptance of each request that went through, and of no other.
+        What is in doubt, the log can tell: an acceptance of each request that went through, and of no other.
         """
         broken = self.duplicates or any(cell.lost or cell.stray for cell in self.cells)
         proved = all(cell.acceptances == lands(cell.kind) for cell in self.doubts)
@@ -141,7 +141,7 @@ def main() -> int:
         "",
         f"{len(cells)} emails in {seconds:.0f} s: {'every' if kept else 'NOT every'} promise kept",
     ]
-    sys.stdout.write("\n".join(report) + "\n")
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in report)
     return 0 if kept else 1
 
 

@@ -11,7 +11,6 @@ import gc
 import importlib
 import itertools
 import os
-import re
 import select
 import socket
 import struct
@@ -42,6 +41,7 @@ from tests.fakes import make_email
 from workers.sandbox.app import Sandbox, build_app, running
 from workers.sandbox.dialect import Dialect, Reply
 from workers.sandbox.faults import Fault, Kind, Target
+from workers.sandbox.registry import place_of
 from workers.sandbox.server import listen
 from workers.settings import PROVIDERS
 
@@ -117,10 +117,9 @@ class Lab:
 
     def base_url(self, name: str) -> str:
         """Where the provider's own base URL is in the sandbox, its own parts filled in."""
-        if speaks_smtp(self.dialect(name).contract):
-            return f"smtp://127.0.0.1:{self.smtp_port}"
-        path = re.sub("{.*?}", "example.com", urlsplit(self.dialect(name).contract.base_url).path)
-        return f"{self.url}/{name}{path}"
+        place = place_of(self.dialect(name).contract, self.url, f"smtp://127.0.0.1:{self.smtp_port}")
+        assert place is not None
+        return place
 
     def connect(self, name: str, base_url: str | None = None) -> Provider:
         """One adapter for each base URL, as a process has it."""
