@@ -15,17 +15,28 @@ from idem.providers.http import Answer, HttpClient, NoAnswer
 Expected = Outcome | type[Outcome] | Ground
 
 
-class OneAnswer(HttpClient):
-    """Answers every exchange alike, and keeps what it was asked."""
+class Answers(HttpClient):
+    """Gives one answer after the other, the last one for ever, and keeps what it was asked."""
 
-    def __init__(self, found: Answer | NoAnswer) -> None:
+    def __init__(self, *found: Answer | NoAnswer) -> None:
         super().__init__()
-        self._found = found
+        self._found = list(found)
         self.asked: list[tuple[str, Mapping[str, str], bytes]] = []
 
     def post(self, url: str, headers: Mapping[str, str], body: bytes, deadline: Deadline) -> Answer | NoAnswer:  # noqa: ARG002 - the same answer at any time
         self.asked.append((url, headers, body))
-        return self._found
+        return self._found.pop(0) if len(self._found) > 1 else self._found[0]
+
+    def get(self, url: str, headers: Mapping[str, str], deadline: Deadline) -> Answer | NoAnswer:
+        """See `post`."""
+        return self.post(url, headers, b"", deadline)
+
+
+class OneAnswer(Answers):
+    """Answers every exchange alike."""
+
+    def __init__(self, found: Answer | NoAnswer) -> None:
+        super().__init__(found)
 
 
 class BriefClient(HttpClient):

@@ -29,11 +29,18 @@ _CORE = {
 #: Adapters, each folder with the modules that all of its files may share.
 _ADAPTERS = {
     "idem.stores": {"idem.stores.base", "idem.stores.codec"},
-    "idem.providers": {f"idem.providers.{name}" for name in ("api", "base", "http", "reading")},
+    "idem.providers": {
+        f"idem.providers.{name}"
+        for name in ("api", "base", "http", "message", "reading", "relay", "sockets", "submission")
+    },
 }
 
 #: Drivers that an adapter brings; nothing else in `idem` may import one.
-_DRIVERS = {"idem.stores.dynamodb": {"boto3", "botocore"}, "idem.stores.redis": {"redis"}}
+_DRIVERS = {
+    "idem.providers.ses": {"boto3", "botocore"},
+    "idem.stores.dynamodb": {"boto3", "botocore"},
+    "idem.stores.redis": {"redis"},
+}
 
 #: The only places that know concrete classes.
 _WIRING = {"workers.wiring"}

@@ -26,7 +26,10 @@ _ENV_LINE = re.compile(r"(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?
 
 #: The providers that have an adapter, by the names of their modules; each takes `IDEM_<PROVIDER>_TOKEN` and
 #: `IDEM_<PROVIDER>_BASE_URL`.
-PROVIDERS = ("lettermint", "getmailer", "nuntly", "resend", "postmark", "sendgrid", "mailgun", "brevo")
+PROVIDERS = (
+    "lettermint", "getmailer", "nuntly", "resend", "postmark", "ses", "sendgrid", "mailgun", "brevo",
+    "lettermint_smtp", "resend_smtp", "smtp",
+)  # fmt: skip
 
 
 class Secret:

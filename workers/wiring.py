@@ -14,7 +14,7 @@ from idem.errors import MissingExtra, SettingsError
 from idem.ledger import Ledger
 from idem.policy import Policy
 from idem.protocol import InDoubt
-from idem.providers.base import Contract, Provider
+from idem.providers.base import Contract, Prepared, Provider
 from idem.reconcile import Patience, Reconciler
 from idem.send import Point, Sender
 from idem.stores.base import Store
@@ -135,7 +135,10 @@ def build_provider(settings: Settings, provider: str | None = None) -> Provider:
     token = credentials.token.reveal() if credentials is not None else ""
     if contract.needs_token and not token:
         raise SettingsError(f"IDEM_{name.upper()}_TOKEN is not set: put the provider's API token there")
-    return _connect(name, token, credentials.base_url if credentials is not None else None)
+    adapter = _connect(name, token, credentials.base_url if credentials is not None else None)
+    if isinstance(adapter, Prepared):
+        adapter.prepare()
+    return adapter
 
 
 def build_providers(settings: Settings) -> dict[str, Provider]:
@@ -153,7 +156,9 @@ def _connect(provider: str, token: str, base_url: str | None) -> Provider:
 
 def check_with(settings: Settings) -> Callable[[Email], None]:
     """What raises `UnsupportedEmail` for the configured provider; needs no token."""
-    adapter: Provider = _module(settings.provider).connect("unused", contract_of(settings.provider).base_url)
+    contract = contract_of(settings.provider)
+    token = "unused" if contract.needs_token else ""
+    adapter: Provider = _module(settings.provider).connect(token, contract.base_url)
     return adapter.check
 
 

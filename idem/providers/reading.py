@@ -39,13 +39,19 @@ def outcome(contract: Contract, answer: Answer | NoAnswer) -> Outcome:
         return _accepted(contract, answer, body, detail)
     if meaning is Meaning.KNOWN:
         return Accepted(first_text(contract.reply.message_id, answer, body), replayed=True)
+    return unaccepted(contract, meaning, detail, wait, replayed=is_replay(contract, answer))
+
+
+def unaccepted(
+    contract: Contract, meaning: Meaning, detail: str, wait: float | None = None, *, replayed: bool = False
+) -> Rejected | NotSent | Unknown:
+    """The outcome of an answer that does not say that the email was accepted."""
     if meaning in _GROUNDS:
-        return Rejected(detail, _GROUNDS[meaning], replayed=is_replay(contract, answer))
+        return Rejected(detail, _GROUNDS[meaning], replayed=replayed)
     if meaning not in {Meaning.CREDENTIALS, Meaning.NOT_NOW}:
         return Unknown(detail, wait)
     kept = contract.key is not None and Keeps.REFUSALS in contract.key.keeps
-    credentials, replayed = meaning is Meaning.CREDENTIALS, is_replay(contract, answer)
-    return NotSent(detail, wait, credentials=credentials, burnt=kept, replayed=replayed)
+    return NotSent(detail, wait, credentials=meaning is Meaning.CREDENTIALS, burnt=kept, replayed=replayed)
 
 
 def _accepted(contract: Contract, answer: Answer, body: Mapping[str, Any], detail: str) -> Outcome:

@@ -17,7 +17,7 @@ from idem.ledger import Ledger
 from idem.policy import Policy
 from idem.protocol import State
 from idem.providers.lettermint import CONTRACT, encode
-from idem.send import Ended, Later, Ready, Result, Sender
+from idem.send import Ended, Later, Result, Sender
 from idem.stores.memory import MemoryStore
 from tests.fakes import FakeClock
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -44,6 +45,7 @@ from workers.sandbox.faults import BadFault, Faults, parse_fault
 from workers.sandbox.inbox import load_inbox
 from workers.sandbox.log import timestamp
 from workers.sandbox.registry import DIALECTS
+from workers.sandbox.smtp import SmtpServer
 
 _MAX_ORDER_BYTES = 64 * 1024
 _MAX_ADVANCE_SECONDS = 10 * 366 * 86_400
@@ -193,20 +195,40 @@ def build_app(
     return app
 
 
-def serve(host: str, port: int, *, ready: Callable[[int], None] | None = None, seed: int | None = None) -> None:
+def serve(
+    host: str,
+    port: int,
+    *,
+    smtp_port: int | None = None,
+    ready: Callable[[int, int | None], None] | None = None,
+    seed: int | None = None,
+) -> None:
     """Run a sandbox until SIGTERM or SIGINT, in the main thread; then return, even if requests hang.
 
-    Port 0 picks a free one; `ready` is told the port once requests are answered. Raises `OSError` when the address
-    cannot be listened on.
+    Port 0 picks a free one; `ready` is told the port, and that of SMTP, once requests are answered. Without an
+    `smtp_port` there is no SMTP. Raises `OSError` when an address cannot be listened on.
     """
     app = build_app(seed=seed)
-    server.run(app, app.state.sandbox.stopping, server.listen(host, port), ready or (lambda _port: None))
+    sandbox, listener = app.state.sandbox, server.listen(host, port)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(listener)
+        smtp = None if smtp_port is None else stack.enter_context(server.listen(host, smtp_port))
+        beside = None if smtp is None else SmtpServer(sandbox.exchange, smtp)
+        bound = None if smtp is None else smtp.getsockname()[1]
+        server.run(app, sandbox.stopping, listener, lambda found: ready(found, bound) if ready else None, beside)
 
 
 @contextlib.contextmanager
-def running(app: Starlette, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
-    """Run what `build_app` made in a thread of this process, for as long as the context lasts; gives its base URL."""
-    with server.run_in_thread(app, app.state.sandbox.stopping, server.listen(host, port)) as bound:
+def running(
+    app: Starlette, *, host: str = "127.0.0.1", port: int = 0, smtp: socket.socket | None = None
+) -> Iterator[str]:
+    """Run what `build_app` made in a thread of this process, for as long as the context lasts; gives its base URL.
+
+    With a listening socket (`server.listen`) for `smtp`, it speaks that there.
+    """
+    sandbox = app.state.sandbox
+    beside = None if smtp is None else SmtpServer(sandbox.exchange, smtp)
+    with server.run_in_thread(app, sandbox.stopping, server.listen(host, port), beside) as bound:
         yield f"http://[{host}]:{bound}" if ":" in host else f"http://{host}:{bound}"
 
 

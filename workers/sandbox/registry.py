@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.sandbox import getmailer, lettermint, nuntly, resend
+from workers.sandbox import brevo, getmailer, lettermint, mailgun, nuntly, postmark, resend, sendgrid, ses, smtp
 from workers.sandbox.dialect import Dialect
 
 DIALECTS: tuple[Dialect, ...] = (
@@ -10,4 +10,10 @@ DIALECTS: tuple[Dialect, ...] = (
     getmailer.DIALECT,
     nuntly.DIALECT,
     resend.DIALECT,
+    postmark.DIALECT,
+    sendgrid.DIALECT,
+    mailgun.DIALECT,
+    brevo.DIALECT,
+    ses.DIALECT,
+    *smtp.DIALECTS,
 )
