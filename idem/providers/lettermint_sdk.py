@@ -17,7 +17,7 @@ from idem.clock import Deadline
 from idem.email import Email
 from idem.outcome import Outcome
 from idem.providers import lettermint
-from idem.providers.api import Content
+from idem.providers.api import Content, Keyed, in_halves
 from idem.providers.base import Contract
 from idem.providers.http import Answer, NoAnswer, Phase
 from idem.providers.reading import outcome
@@ -52,9 +52,13 @@ class LettermintSdk:
 
     def send_each(self, emails: Sequence[tuple[Email, str]], deadline: Deadline) -> tuple[Outcome, ...]:
         """See `KeyedBatches.send_each`."""
-        messages = _parsed(lettermint.encode_batch(emails))
-        answer = _exchange(lambda left: self._emails.send_batch(messages, timeout=left), deadline)
-        return lettermint.read_batch(answer, len(emails))
+
+        def send(some: Keyed) -> tuple[Outcome, ...] | None:
+            messages = _parsed(lettermint.encode_batch(some))
+            answer = _exchange(lambda left: self._emails.send_batch(messages, timeout=left), deadline)
+            return lettermint.read_batch(answer, len(some))
+
+        return in_halves(send, emails)
 
 
 def _parsed(content: Content) -> Any:
