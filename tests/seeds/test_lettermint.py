@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from idem.bulk import Group, Ready
 from idem.email import Email
+from idem.ledger import Ledger
 from idem.outcome import Accepted, Ground, NotSent, Rejected, Unknown
+from idem.policy import Policy
+from idem.send import Later, Sender
+from idem.stores.memory import MemoryStore
 from tests.answers import soon
+from tests.fakes import FakeClock
 
 if TYPE_CHECKING:
     from tests.seeds.conftest import Play
@@ -122,3 +128,17 @@ def test_the_key_of_an_email_in_a_batch_is_not_that_of_a_request(play: Play) -> 
     ((email, key),) = emails("a")
     play.send(email, key)
     assert len(play.accepted()) == 2
+
+
+def test_what_went_out_together_is_repeated_together(play: Play) -> None:
+    """Of a message with two emails, one is settled and one in doubt: the other door would send it a second time."""
+    clock, policy = FakeClock(), Policy(window_seconds=86_400.0)
+    ledger = Ledger(MemoryStore(), policy=policy, provider=PROVIDER, clock=clock, jitter=lambda: 1.0)
+    sender = Sender(ledger, play.adapter(), clock=clock, http_timeout_seconds=20.0, namespace="shop")
+    first, second = (Ready(key, email) for email, key in emails("a", "b"))
+    play.fault("accept_then_drop")
+    result = sender.send(Group((first, second)))
+    while isinstance(result, Later):
+        clock.sleep(policy.lease_seconds)
+        result = sender.send(Group((second,)))
+    assert [entry["subject"] for entry in play.accepted()] == ["a", "b"]
