@@ -21,6 +21,7 @@ from idem.providers.api import (
     Search,
     as_json,
     as_mailbox,
+    refuse_empty_parts,
     refuse_handle,
 )
 from idem.providers.base import (
@@ -119,9 +120,7 @@ def _attachment(item: dict[str, str]) -> dict[str, str]:
 
 def _check(email: Email) -> None:
     refuse_handle(email)
-    for name, body in (("text", email.text), ("html", email.html)):
-        if body == "":
-            raise UnsupportedEmail(name, "is empty, and SendGrid takes a part only with content; leave it out")
+    refuse_empty_parts(email, CONTRACT.title)
     for name in email.headers:
         if name.lower() in _RESERVED_HEADERS:
             raise UnsupportedEmail(f"headers.{name}", "is reserved by SendGrid")
