@@ -32,7 +32,7 @@ from idem.providers.base import (
     Sighting,
 )
 from idem.providers.http import Answer, NoAnswer
-from idem.providers.reading import listed
+from idem.providers.reading import json_within, listed
 
 _KEY_FIELD = "idempotencyKey"
 _METADATA_HEADER = "X-Mailin-custom"
@@ -189,10 +189,7 @@ def _tags(value: object) -> list[object]:
     """The tag of an event, or several as JSON."""
     if not isinstance(value, str):
         return value if isinstance(value, list) else []
-    try:
-        several = msgspec.json.decode(value)
-    except msgspec.DecodeError:
-        several = None
+    several = json_within(value)
     return several if isinstance(several, list) else [value]
 
 

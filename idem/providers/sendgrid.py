@@ -39,7 +39,7 @@ from idem.providers.base import (
     Sighting,
 )
 from idem.providers.http import Answer, NoAnswer
-from idem.providers.reading import listed
+from idem.providers.reading import json_within, listed
 
 _MAX_ARGUMENT_BYTES = 10_000
 _RESERVED_HEADERS = frozenset({"x-sg-id", "x-sg-eid"})
@@ -156,10 +156,7 @@ def _read_search(answer: Answer | NoAnswer, provider_key: str) -> Sighting | Onw
 def _read_message(message: dict[str, Any], provider_key: str) -> Sighting:
     arguments = message.get("unique_args")
     if isinstance(arguments, str):
-        try:
-            arguments = msgspec.json.decode(arguments)
-        except msgspec.DecodeError:
-            arguments = None
+        arguments = json_within(arguments)
     if isinstance(arguments, dict) and arguments.get(HANDLE) == provider_key and isinstance(message["msg_id"], str):
         return Found(message["msg_id"])
     return CannotTell("the look-up shows a message without the argument that it asked for")
