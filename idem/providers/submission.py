@@ -11,7 +11,6 @@ The standard library speaks the protocol; here it is driven command by command, 
 from __future__ import annotations
 
 import contextlib
-import re
 import smtplib
 import socket
 import ssl
@@ -29,9 +28,6 @@ _GOODBYE_SECONDS: Final = 1.0
 _READY, _AUTHENTICATED, _DONE, _GO_ON = 220, 235, 250, 354
 _NOT_IMPLEMENTED, _NO_SUCH_ADDRESS_FORM = 502, 553
 _PERMANENT: Final = 500
-
-_LINE_END = re.compile(rb"\r\n|\r|\n")
-_LEADING_DOT = re.compile(rb"^\.", re.MULTILINE)
 
 
 class Stage(StrEnum):
@@ -110,8 +106,9 @@ class Submitter:
         # Called by the sender's domain: the one name here that is sure to be real, and that tells nothing new.
         session = _Session(self._server, self._ssl_context, deadline, envelope.sender.rpartition("@")[2])
         try:
+            content = _stuffed(envelope.content)
             _open(session, self._server)
-            return _deliver(session, envelope)
+            return _deliver(session, envelope, content)
         except _Over as over:
             return over.reply
         except OSError as error:  # what smtplib raises is one too
@@ -266,9 +263,8 @@ def _log_in(session: _Session, server: Server) -> None:
         _end(Stage.AUTH, _NOT_IMPLEMENTED, b"the server offers no way to log in that is known here")
 
 
-def _deliver(session: _Session, envelope: Envelope) -> Reply:
+def _deliver(session: _Session, envelope: Envelope, content: bytes) -> Reply:
     """One transaction: nothing is sent to some of the recipients only."""
-    content = _stuffed(envelope.content)
     _command(session, Stage.MAIL, f"MAIL FROM:<{envelope.sender}>{_options(session, envelope, content)}", {_DONE})
     _name_recipients(session, envelope.recipients)
     _command(session, Stage.DATA, "DATA", {_GO_ON})
@@ -285,10 +281,8 @@ def _deliver(session: _Session, envelope: Envelope) -> Reply:
 
 def _stuffed(content: bytes) -> bytes:
     """The content as DATA takes it: only CRLF ends a line (a bare one may end the message), and no line is a dot."""
-    lines = _LINE_END.sub(b"\r\n", content)
-    if not lines.endswith(b"\r\n"):
-        lines += b"\r\n"
-    return _LEADING_DOT.sub(b"..", lines)
+    lines = b"\n" + content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").removesuffix(b"\n") + b"\n"
+    return lines.replace(b"\n.", b"\n..").replace(b"\n", b"\r\n").removeprefix(b"\r\n")
 
 
 def _options(session: _Session, envelope: Envelope, content: bytes) -> str:

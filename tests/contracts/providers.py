@@ -24,6 +24,7 @@ from typing import Any, Final, Self
 from unittest import mock
 from urllib.parse import urlsplit
 
+from idem.bulk import Ready
 from idem.clock import Deadline
 from idem.email import Email
 from idem.keys import provider_key
@@ -33,7 +34,7 @@ from idem.policy import Policy
 from idem.protocol import Record, State
 from idem.providers.base import Contract, Meaning, Memory, Provider
 from idem.reconcile import Patience, Reconciler
-from idem.send import Ended, Later, Ready, Resume, Sender
+from idem.send import Ended, Later, Resume, Sender
 from idem.stores.base import Store
 from idem.stores.memory import MemoryStore
 from tests.fakes import make_email

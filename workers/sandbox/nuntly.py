@@ -51,7 +51,7 @@ def _mail(form: Form) -> Mail:
 
 def _read_bulk(call: Call) -> Sequence[Mail | Refused] | Reply:
     given = call.parsed if isinstance(call.parsed, dict) else {}
-    emails, fallback = given.get("emails"), given.get("fallback") or {}
+    emails, fallback = given.get("emails"), given.get("fallback", {})
     if not isinstance(emails, list) or not 1 <= len(emails) <= _MAX_BULK or not isinstance(fallback, dict):
         return _refusal(400, f"emails must be 1 to {_MAX_BULK}")
     mails: list[Mail | Refused] = []

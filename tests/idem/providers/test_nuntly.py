@@ -92,19 +92,18 @@ def test_what_it_cannot_express_is_refused(parts: dict[str, object], field: str)
         (409, b"", {}, Unknown),
         (400, error(400, "idempotency_key_invalid"), {}, Ground.PAYLOAD),
         (400, error(400, "validation_error"), {}, Ground.PAYLOAD),
-        (422, error(422, "validation_error"), REPLAYED, Ground.PAYLOAD),
+        (422, error(422, "invalid"), REPLAYED, Rejected("HTTP 422: invalid", replayed=True)),
         (403, error(403, "forbidden", "The domain is not verified"), {}, Ground.GATE),
-        (401, error(401, "unauthorized"), {}, NotSent("HTTP 401: unauthorized", credentials=True)),
-        (429, error(429, "too_many_requests"), {"retry_after": "7"}, NotSent("HTTP 429: too_many_requests", 7.0)),
-        (429, error(429, "quota"), REPLAYED, Ground.GATE),
-        (402, error(402, "quota"), REPLAYED, Ground.GATE),
-        (401, error(401, "unauthorized"), REPLAYED, Ground.GATE),
+        (401, error(401, "unauthorized"), {}, NotSent("HTTP 401: unauthorized", credentials=True, burnt=True)),
+        (429, error(429, "wait"), {"retry_after": "7"}, NotSent("HTTP 429: wait", 7.0, burnt=True)),
+        (429, error(429, "quota"), REPLAYED, NotSent("HTTP 429: quota", burnt=True, replayed=True)),
+        (402, error(402, "quota"), REPLAYED, NotSent("HTTP 402: quota", burnt=True, replayed=True)),
         (500, error(500, "internal"), {}, Unknown),
         (500, error(500, "internal"), REPLAYED, Unknown),
     ],
 )
 def test_the_outcome_table(status: int, body: object, headers: dict[str, str], expected: Expected) -> None:
-    """What is kept under its key does not pass: a rate limit that is answered again is a refusal of this key."""
+    """A refusal stays under its key, whatever its status; one that is marked says that nothing was ever accepted."""
     assert answers.is_as(answers.say(CONTRACT, status, body, **headers), expected)
 
 
