@@ -52,6 +52,13 @@ def refuse_handle(email: Email) -> None:
         )
 
 
+def refuse_empty_parts(email: Email, title: str) -> None:
+    """Raise `UnsupportedEmail` for a text or html part without content, where the API has no place for one."""
+    for name, part in (("text", email.text), ("html", email.html)):
+        if part == "":
+            raise UnsupportedEmail(name, f"is empty, and {title} takes a part only with content; leave it out")
+
+
 #: The name that a tag gets where tags have names and values.
 _TAG: Final = "tag"
 
@@ -159,6 +166,17 @@ class HttpProvider:
         """See `Provider.check`."""
         self.contract.limits.check(email, self.contract.title)
         self._api.check(email)
+        self._check_size(email)
+
+    def _check_size(self, email: Email) -> None:
+        most = self.contract.limits.bytes
+        # No encoding makes eight bytes of one: small emails, which are most, are not encoded for this.
+        if most is None or len(email.canonical()) * 8 <= most:
+            return
+        size = len(self._api.encode(email, "").data)
+        if size > most:
+            field = "attachments" if email.attachments else "text" if email.html is None else "html"
+            raise UnsupportedEmail(field, f"makes a request of {size:,} bytes; {self.contract.title} takes {most:,}")
 
     def send(self, email: Email, provider_key: str, deadline: Deadline) -> Outcome:
         """See `Provider.send`."""
