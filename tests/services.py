@@ -30,7 +30,7 @@ from idem.stores.dynamodb import Connection, DynamoStore
 REGION = "us-east-1"
 
 #: What the emulators accept: anything. No test may find other credentials, or look for them on the network.
-_CREDENTIALS = {
+CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_EC2_METADATA_DISABLED": "true",
@@ -49,7 +49,7 @@ _DYNAMODB_LOCAL_SHA512 = "zX5eS7o+qw1uSAZ+EQwppmNLRs84Rt7Rgn7x5En9Jqb1gwe1bwXCa/
 
 def connect(service: Literal["dynamodb", "s3"], endpoint: str, connections: int = 64) -> Connection:
     """The connection that a worker would have, with credentials that are worth nothing."""
-    os.environ.update(_CREDENTIALS)
+    os.environ.update(CREDENTIALS)
     os.environ.pop("AWS_PROFILE", None)
     return Connection(service, REGION, endpoint, connections=connections)
 
@@ -159,7 +159,7 @@ def _start(name: str, command: Sequence[str], port: int, environ: Mapping[str, s
     descriptor, log = tempfile.mkstemp(prefix="idem-tests-", suffix=".log")
     server = subprocess.Popen(
         command,
-        env={**os.environ, **_CREDENTIALS, **(environ or {})},
+        env={**os.environ, **CREDENTIALS, **(environ or {})},
         stdin=subprocess.DEVNULL,
         stdout=descriptor,
         stderr=descriptor,
