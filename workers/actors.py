@@ -14,15 +14,16 @@ from typing import Any
 import dramatiq
 from dramatiq.middleware import CurrentMessage
 
+from idem.bulk import Group
 from idem.clock import Clock
 from idem.email import Email
 from idem.errors import BrokerError, EmailError, InvalidKey, JobError, LedgerError
 from idem.outcome import NotSent
 from idem.policy import Policy
 from idem.protocol import Record
-from idem.send import Empty, Ended, Later, Ready, Refused, Render, Result, Resume, Sender, Source
+from idem.send import Empty, Ended, Later, Refused, Render, Result, Sender
 from workers.brokers.base import Acknowledge, Bury, Disposition, JobBroker, Retry, dispose
-from workers.jobs import ACTOR, QUEUE, Job, email_message, read_job
+from workers.jobs import ACTOR, QUEUE, Call, part_message, read_message
 
 _log = logging.getLogger("idem.worker")
 
@@ -47,25 +48,22 @@ class Performer:
     def perform(self, message: dramatiq.Message[None], payload: Mapping[str, Any]) -> Disposition:
         """Take the message as far as it goes now."""
         try:
-            key, job, email = read_job(payload, message.message_id)
+            asked = read_message(payload, message.message_id)
         except (JobError, EmailError, InvalidKey) as error:
             _log.error("message %s is buried: %s", message.message_id, error)
             return Bury(str(error))
-        if job.job is not None and job.job not in self._functions:
-            return self._unknown_job(message, job.job)
+        if isinstance(asked, Call) and asked.job not in self._functions:
+            return self._unknown_job(message, asked.job)
+        key = asked.emails[0].key if isinstance(asked, Group) else asked.key
         try:
-            return self._dispose(key, self._sender.send(self._source(key, job, email)))
+            return self._dispose(key, self._sender.send(self._render(asked) if isinstance(asked, Call) else asked))
         except (LedgerError, BrokerError) as error:
             _log.error("key %s: %s; the job stays in the queue", key, error)
             return Retry(self._pause(message))
 
-    def _source(self, key: str, job: Job, email: Email | None) -> Source:
-        if email is not None:
-            return Ready(key, email, job.in_doubt)
-        if job.job is None:
-            return Resume(key)
-        function = self._functions[job.job]
-        return Render(key, job.job, lambda: function(*job.args, **job.kwargs), job.in_doubt)
+    def _render(self, call: Call) -> Render:
+        function = self._functions[call.job]
+        return Render(call.key, call.job, lambda: function(*call.args, **call.kwargs), call.in_doubt)
 
     def _dispose(self, key: str, result: Result) -> Disposition:
         match result:
@@ -78,10 +76,10 @@ class Performer:
             case Later(ready_at=ready_at, record=record, cause=cause):
                 self._report_later(key, record, cause)
                 return Retry(max(0.0, ready_at - self._clock.now()))
-            case Ended(record=record, emails=emails):
+            case Ended(record=record, emails=parts):
                 # Before the acknowledgement, so that a crash in between repeats some and loses none.
-                for ready in emails:
-                    self._broker.enqueue(email_message(ready.email, ready.key, ready.in_doubt)[0])
+                for part in parts:
+                    self._broker.enqueue(part_message(part))
                 _log.info("key %s is %s%s", key, record.state, f" ({record.reason})" if record.reason else "")
                 return Acknowledge()
 

@@ -22,7 +22,7 @@ from idem.providers.reading import outcome
 HANDLE: Final = "idem_key"
 #: How much earlier a look-up asks than it was told, for a provider's clock that is behind ours.
 CLOCK_SKEW_SECONDS: Final = 300.0
-_MAX_ANSWERS = 100
+_MAX_ANSWERS = 1_000
 
 
 @dataclass(frozen=True, slots=True)

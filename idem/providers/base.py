@@ -309,6 +309,7 @@ class Prepared(Provider, Protocol):
         ...
 
 
+@runtime_checkable
 class KeyedBatches(Provider, Protocol):
     """A provider whose contract has a `batch` with a key for each email."""
 
@@ -317,6 +318,7 @@ class KeyedBatches(Provider, Protocol):
         ...
 
 
+@runtime_checkable
 class KeyedRequests(Provider, Protocol):
     """A provider whose contract has a `batch` with one key for the request."""
 

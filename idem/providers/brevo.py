@@ -77,7 +77,7 @@ CONTRACT: Final = Contract(
         Row({400}, Meaning.KNOWN, code="duplicate_parameter", words="idempotency"),
         Row({400}, Meaning.UNCLEAR, code="duplicate_(parameter|request)"),
         Row({400, 401, 403}, Meaning.FORBIDDEN, code="permission_denied|account_under_validation"),
-        Row({400, 402, 403}, Meaning.NOT_NOW, code="not_enough_credits"),
+        Row({400, 402, 403}, Meaning.NOT_NOW, code="not_enough_credits", pause_seconds=900.0),
         Row({400, 403}, Meaning.CREDENTIALS, code="unauthorized"),
         *USUAL,
     ),
@@ -151,8 +151,8 @@ def _check(email: Email) -> None:
 def _check_attachment(item: Attachment) -> None:
     if item.content_id is not None:
         raise UnsupportedEmail("attachments.content_id", "is nothing that Brevo's API has a place for")
-    extension = item.filename.rpartition(".")[2].lower()
-    if extension not in EXTENSIONS:
+    _, dot, extension = item.filename.lower().rpartition(".")
+    if not dot or extension not in EXTENSIONS:
         raise UnsupportedEmail(
             "attachments.filename", "ends in nothing that Brevo takes; its reference lists the names"
         )

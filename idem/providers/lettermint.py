@@ -27,6 +27,7 @@ CONTRACT: Final = Contract(
     title="Lettermint",
     sources=(
         "https://lettermint.co/docs/platform/emails/idempotency",
+        "https://docs.lettermint.co/platform/emails/idempotency",
         "https://lettermint.co/docs/api-reference/sending/send",
         "https://pypi.org/project/lettermint/3.2.0/",
     ),
@@ -36,7 +37,7 @@ CONTRACT: Final = Contract(
     key=Key(place=Place.HEADER, name="Idempotency-Key", window_seconds=86_400.0),
     table=(
         Row({409, 422}, Meaning.CONFLICT, words=r"idempotency.*different|different.*(payload|body)"),
-        # Documented for the items of a batch; a single send that is still running has nothing else to say.
+        # Said of a mismatch and of a request that is still running; without the words of the former, it is the latter.
         Row({409}, Meaning.IN_PROGRESS),
         *USUAL,
     ),
@@ -44,7 +45,7 @@ CONTRACT: Final = Contract(
     limits=Limits(tags=1, empty_subject=False),
     batch=Batch(path="/send/batch", most=500, keys=BatchKeys.EACH),
     contradictions=(
-        "another body under a key: one page gives 422, a later one and the SDK 3.2.0 give 409; the words decide",
+        "another body under a key: one page gives 422, another one and the SDK 3.2.0 give 409; the words decide",
     ),
 )
 

@@ -45,8 +45,7 @@ CONTRACT: Final = Contract(
         Row(range(200, 300), Meaning.ACCEPTED, code="0?"),
         Row(range(200, 300), Meaning.UNCLEAR),
         Row({422}, Meaning.FORBIDDEN, code="400|401|412|413"),  # the sender's signature, the account
-        Row({422}, Meaning.NOT_NOW, code="405"),  # out of credit
-        Row({503}, Meaning.NOT_NOW, code="100"),  # offline for maintenance
+        Row({422}, Meaning.NOT_NOW, code="405", pause_seconds=900.0),  # out of credit
         *USUAL,
     ),
     reply=Reply(message_id=("MessageID",), code=("ErrorCode",), message=("Message",)),

@@ -239,8 +239,8 @@ class TestJobs:
         assert stage.run("several", "k") == stage.run("several", "k") == Acknowledge()
 
         consumer = stage.app.broker.consume("default", prefetch=10, timeout=10)
-        found = [next(consumer) for _ in range(4)]
-        sent = [(message.kwargs["key"], message.kwargs["email"]["to"]) for message in found if message]
+        found = [next(consumer) for _ in range(2)]
+        sent = [(item["key"], item["email"]["to"]) for message in found if message for item in message.kwargs["group"]]
         assert sent == 2 * [("k/1", ["r1@example.com"]), ("k/2", ["r10@example.com"])]
 
     def test_a_fan_out_that_the_broker_does_not_take_is_not_acknowledged(
@@ -256,7 +256,7 @@ class TestJobs:
         monkeypatch.undo()
 
         assert stage.run("several", "k") == Acknowledge()
-        assert stage.backlog().ready == 2
+        assert stage.backlog().ready == 1, "both together, as this provider takes them"
 
     @pytest.mark.parametrize("nothing", [None, []])
     def test_none_is_no_email_and_done(self, stage: Stage, sandbox: Sandbox, nothing: list[Email] | None) -> None:

@@ -10,6 +10,10 @@
     DELETE /api/faults         behave well
     GET    /api/clock          the providers' time, and by how much it was advanced
     POST   /api/clock          {"advance": SECONDS}: keys expire, look-ups catch up
+    GET    /api/webhooks       the active orders of events, with what is left of their times
+    POST   /api/webhooks       order the events of accepted emails to be told to a URL
+    DELETE /api/webhooks       tell no more
+    GET    /api/events         every event that was posted, and how it was answered
     GET    /api/state          the counts, for a page that asks every second
 
 Errors of its own interface are `{"message": ...}`; those of a provider are worded as the provider does.
@@ -35,6 +39,7 @@ from idem.clock import Clock, SystemClock
 from workers.sandbox import server
 from workers.sandbox.clock import SandboxClock
 from workers.sandbox.dialect import Dialect
+from workers.sandbox.events import BadOrder, Events, parse_webhook
 from workers.sandbox.exchange import Exchange, TooLarge, as_json, read_body
 from workers.sandbox.faults import BadFault, Faults, parse_fault
 from workers.sandbox.inbox import load_inbox
@@ -57,6 +62,8 @@ class Sandbox:
         self.exchange = Exchange(self.clock, self.faults)
         self.accepted, self.requests = self.exchange.accepted, self.exchange.requests
         self.stopping = self.exchange.stopping
+        self.events = Events(self.clock)
+        self.accepted.tell(self.events.accepted)
 
     async def list_accepted(self, request: Request) -> Response:
         """`GET /api/accepted`."""
@@ -112,6 +119,28 @@ class Sandbox:
         self.clock.advance(seconds)
         return await self.show_clock(request)
 
+    async def list_webhooks(self, _request: Request) -> Response:
+        """`GET /api/webhooks`."""
+        return as_json(self.events.active())
+
+    async def post_webhook(self, request: Request) -> Response:
+        """`POST /api/webhooks`."""
+        try:
+            webhook = parse_webhook(await _read_order(request), self.dialects)
+        except BadOrder as bad:
+            raise HTTPException(422, str(bad)) from None
+        self.events.post(webhook)
+        return as_json(webhook.order(), 201)
+
+    async def clear_webhooks(self, _request: Request) -> Response:
+        """`DELETE /api/webhooks`."""
+        self.events.clear()
+        return Response(status_code=204)
+
+    async def list_events(self, _request: Request) -> Response:
+        """`GET /api/events`."""
+        return as_json(self.events.posted)
+
     async def state(self, _request: Request) -> Response:
         """`GET /api/state`: a few numbers, however long the logs are; `generation` changes when the log is cleared."""
         return as_json(
@@ -150,6 +179,10 @@ def build_app(
         Route("/api/faults", sandbox.clear_faults, methods=["DELETE"]),
         Route("/api/clock", sandbox.show_clock, methods=["GET"]),
         Route("/api/clock", sandbox.advance_clock, methods=["POST"]),
+        Route("/api/webhooks", sandbox.list_webhooks, methods=["GET"]),
+        Route("/api/webhooks", sandbox.post_webhook, methods=["POST"]),
+        Route("/api/webhooks", sandbox.clear_webhooks, methods=["DELETE"]),
+        Route("/api/events", sandbox.list_events, methods=["GET"]),
         Route("/api/state", sandbox.state, methods=["GET"]),
         *(
             Route(f"/{name}/{{path:path}}", functools.partial(sandbox.exchange.serve, dialect), methods=_METHODS)

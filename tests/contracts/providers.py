@@ -1,0 +1,442 @@
+"""What every provider's adapter must do, by its contract and by the sandbox's log, never by its code.
+
+A `Lab` is a sandbox with time that jumps, and any adapter connected to it. `expected` says what one attempt that meets
+a fault is known to have done, `promised` how its email ends; `drive` takes an email through the protocol to that end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import itertools
+import os
+import re
+import socket
+import struct
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Final, Self
+from unittest import mock
+from urllib.parse import urlsplit
+
+from idem.bulk import Ready
+from idem.clock import Deadline
+from idem.email import Email
+from idem.keys import provider_key
+from idem.ledger import Ledger
+from idem.outcome import Accepted, NotSent, Outcome, Rejected, Unknown
+from idem.policy import Policy
+from idem.protocol import Record, State
+from idem.providers.base import Contract, Meaning, Memory, Provider
+from idem.reconcile import Patience, Reconciler
+from idem.send import Ended, Later, Resume, Sender
+from idem.stores.base import Store
+from idem.stores.memory import MemoryStore
+from tests.fakes import make_email
+from workers.sandbox.app import Sandbox, build_app, running
+from workers.sandbox.dialect import Dialect, Reply
+from workers.sandbox.faults import Fault, Kind, Target
+from workers.settings import PROVIDERS
+
+#: The whole of one request, in real seconds; longer than anything that answers needs on this machine.
+PATIENCE_SECONDS: Final = 0.3
+#: How long a request is held up that its client gives up on.
+DELAY_SECONDS: Final = 0.6
+LEASE_SECONDS: Final = 60.0
+_ROUNDS = 40
+
+#: What a provider wants of credentials beside a text without spaces.
+_TOKENS: Final = {"smtp": "user:password"}
+_ENVIRONMENT: Final = {
+    "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_DEFAULT_REGION": "eu-west-1",
+}
+
+#: Every fault of sends; each strikes once.
+KINDS: Final = tuple(kind for kind in Kind if kind is not Kind.MISSING)
+_PAUSES: Final = frozenset({Kind.DELAY, Kind.LATE})
+
+_TYPES: Final[dict[Meaning, type[Outcome]]] = {
+    Meaning.ACCEPTED: Accepted,
+    Meaning.KNOWN: Accepted,
+    Meaning.CONFLICT: Rejected,
+    Meaning.INVALID: Rejected,
+    Meaning.FORBIDDEN: Rejected,
+    Meaning.CREDENTIALS: NotSent,
+    Meaning.NOT_NOW: NotSent,
+    Meaning.IN_PROGRESS: Unknown,
+    Meaning.UNCLEAR: Unknown,
+}
+
+
+class JumpingClock:
+    """The real time and more: to sleep is to jump ahead, while sockets wait for real."""
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+
+    def now(self) -> float:
+        return time.time() + self._ahead
+
+    def boot(self) -> float:
+        return time.monotonic() + self._ahead
+
+    def sleep(self, seconds: float) -> None:
+        self._ahead += max(0.0, seconds)
+
+
+@dataclass
+class Lab:
+    """A sandbox that runs, and what connects to it."""
+
+    clock: JumpingClock
+    sandbox: Sandbox
+    url: str
+    _counter: Iterator[int] = field(default_factory=itertools.count)
+    _adapters: dict[str, Provider] = field(default_factory=dict)
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Those with an adapter and a dialect."""
+        return tuple(name for name in PROVIDERS if name in self.sandbox.dialects)
+
+    def dialect(self, name: str) -> Dialect:
+        return self.sandbox.dialects[name]
+
+    def base_url(self, name: str) -> str:
+        """Where the provider's own base URL is in the sandbox, its own parts filled in."""
+        path = re.sub("{.*?}", "example.com", urlsplit(self.dialect(name).contract.base_url).path)
+        return f"{self.url}/{name}{path}"
+
+    def connect(self, name: str, base_url: str | None = None) -> Provider:
+        """One adapter for each base URL, as a process has it."""
+        url = base_url or self.base_url(name)
+        if url not in self._adapters:
+            module = importlib.import_module(f"idem.providers.{name}")
+            self._adapters[url] = module.connect(_TOKENS.get(name, "token-1234"), url)
+        return self._adapters[url]
+
+    def disconnect(self) -> None:
+        """Adapters keep their connections for the life of a process; here it ends."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            self._adapters.clear()
+            gc.collect()
+
+    def email(self) -> Email:
+        """One that no other case has."""
+        return make_email(f"Case {next(self._counter)}")
+
+    def order(self, name: str, kind: Kind, on: Target = Target.SEND) -> None:
+        """The fault strikes this provider's next request."""
+        delay = DELAY_SECONDS * 1000 if kind in _PAUSES else 0.0
+        self.sandbox.faults.clear()
+        self.sandbox.faults.post(Fault(provider=name, kind=kind, on=on, times=1, delay_ms=delay))
+
+    def acceptances(self, email: Email) -> int:
+        """What the judge says."""
+        return sum(entry.subject == email.subject for entry in self.sandbox.accepted.entries())
+
+    def await_acceptance(self, email: Email) -> None:
+        """A request that is on its way arrives."""
+        late = time.monotonic() + 10
+        while not self.acceptances(email):
+            assert time.monotonic() < late, "a request that was held up never arrived"
+            time.sleep(0.01)
+
+    def attempt(self, adapter: Provider, email: Email, key: str | None = None) -> Outcome:
+        deadline = Deadline.after(self.clock, PATIENCE_SECONDS)
+        return adapter.send(email, key or derived(email), deadline)
+
+
+def derived(email: Email) -> str:
+    return provider_key("contract", email.subject, 0)
+
+
+@contextlib.contextmanager
+def lab() -> Iterator[Lab]:
+    """A sandbox of every provider, for as long as the context lasts."""
+    clock = JumpingClock()
+    app = build_app(clock, seed=1)
+    with mock.patch.dict(os.environ, _ENVIRONMENT), running(app) as url:
+        place = Lab(clock, app.state.sandbox, url)
+        yield place
+        place.disconnect()
+
+
+def strikes(dialect: Dialect, kind: Kind) -> bool:
+    """Whether the provider has words for such a fault."""
+    words = {Kind.IN_PROGRESS: dialect.in_progress, Kind.CONFLICT: dialect.mismatch}
+    return words.get(kind, True) is not None
+
+
+def expected(dialect: Dialect, kind: Kind) -> type[Outcome]:
+    """What an attempt that meets the fault is known to have done: the contract's table, over the provider's words."""
+    reply = _reply(dialect, kind)
+    if reply is None:
+        return Unknown
+    return _TYPES[dialect.contract.meaning(reply.status, *_said(dialect.contract, reply))]
+
+
+def _reply(dialect: Dialect, kind: Kind) -> Reply | None:
+    """The answer that the fault is; None for silence."""
+    if kind is Kind.IN_PROGRESS:
+        return dialect.in_progress
+    if kind is Kind.CONFLICT and dialect.mismatch is not None:
+        return dialect.mismatch({})
+    if not kind.ending.isdecimal():
+        return None
+    return dialect.refusal(int(kind.ending), HTTPStatus(int(kind.ending)).phrase)
+
+
+def _said(contract: Contract, reply: Reply) -> tuple[str, str]:
+    """The code and the message, from where the contract says that they are."""
+    codes = [_at(reply, path) for path in contract.reply.code]
+    messages = [_at(reply, path) for path in contract.reply.message]
+    code = next((str(value) for value in codes if isinstance(value, str | int)), "")
+    return code, next((value for value in messages if isinstance(value, str) and value), "")
+
+
+def _at(reply: Reply, path: str) -> object:
+    if path.startswith("header:"):
+        return {name.lower(): value for name, value in reply.headers.items()}.get(path.removeprefix("header:").lower())
+    value: Any = reply.body
+    for name in path.split("."):
+        try:
+            value = value[int(name) if isinstance(value, list | tuple) else name]
+        except (TypeError, KeyError, IndexError, ValueError):
+            return None
+    return value
+
+
+def lands(kind: Kind) -> bool:
+    """Whether the request that meets the fault is accepted, then or later."""
+    return kind.accepts or kind in _PAUSES
+
+
+def only_patience_helps(dialect: Dialect, kind: Kind) -> bool:
+    """Whether a request that is held up must have arrived before anybody can do something about its email.
+
+    A look-up only tells of what has arrived, and under a key that is in use nothing is to be had; a replay that the
+    provider lets overtake needs no such patience.
+    """
+    if dialect.contract.memory is Memory.NONE:
+        return lands(kind)
+    return kind is Kind.DELAY and dialect.in_progress is not None
+
+
+def promised(contract: Contract, outcome: type[Outcome]) -> State:
+    """How an email ends whose first attempt had this outcome, and whose next ones meet no fault."""
+    if outcome is Rejected:
+        return State.REJECTED
+    certain = contract.memory is not Memory.NONE or contract.lookup is not None
+    return State.SENT if outcome in {Accepted, NotSent} or certain else State.IN_DOUBT
+
+
+@dataclass
+class Ending:
+    """What became of one email: of its first attempt, and of itself."""
+
+    first: Outcome
+    record: Record
+    attempts: int
+
+
+class Recorder:
+    """An adapter, and every outcome that it gave."""
+
+    def __init__(self, adapter: Provider) -> None:
+        self._adapter = adapter
+        self.outcomes: list[Outcome] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._adapter, name)
+
+    def send(self, email: Email, provider_key: str, deadline: Deadline) -> Outcome:
+        outcome = self._adapter.send(email, provider_key, deadline)
+        self.outcomes.append(outcome)
+        return outcome
+
+
+def drive(lab: Lab, name: str, email: Email, after_first: Callable[[], None] = lambda: None) -> Ending:
+    """Take an email as far as it goes: messages redelivered when they are due, and whatever is in doubt reconciled."""
+    journey = _Journey(lab, name, MemoryStore())
+    record = journey.first(email)
+    after_first()
+    record = journey.until_settled(record)
+    return Ending(journey.adapter.outcomes[0], record, len(journey.adapter.outcomes))
+
+
+class _Journey:
+    """One ledger, one adapter, the messages of one email."""
+
+    def __init__(self, lab: Lab, name: str, store: Store) -> None:
+        self._clock = lab.clock
+        self.adapter: Any = Recorder(lab.connect(name))
+        contract = self.adapter.contract
+        policy = Policy(
+            lease_seconds=LEASE_SECONDS,
+            http_timeout_seconds=PATIENCE_SECONDS,
+            window_seconds=contract.window_seconds,
+        )
+        self._lag = contract.lookup.lag_seconds if contract.lookup is not None else 0.0
+        ledger = Ledger(store, policy=policy, provider=name, clock=self._clock)
+        self._ledger = ledger
+        self._sender = Sender(
+            ledger,
+            self.adapter,
+            clock=self._clock,
+            http_timeout_seconds=PATIENCE_SECONDS,
+            namespace="contract",
+        )
+        self._messages: list[Ready | Resume] = []
+        self._reconciler = Reconciler(
+            ledger,
+            {name: self.adapter},
+            clock=self._clock,
+            namespace="contract",
+            patience=Patience.of(lease=LEASE_SECONDS, http_timeout=PATIENCE_SECONDS, evidence=900.0, visibility=90.0),
+            resume=lambda key: self._messages.append(Resume(key)),
+        )
+
+    def first(self, email: Email) -> Record:
+        """The message comes for the first time."""
+        self._messages.append(Ready(email.subject, email))
+        return self._receive()
+
+    def until_settled(self, record: Record) -> Record:
+        """Redeliver and reconcile until nothing changes any more."""
+        for _ in range(_ROUNDS):
+            if self._messages:
+                self._clock.sleep((record.ready_at or record.lease_until or self._clock.now()) - self._clock.now())
+                record = self._receive()
+            elif record.state is State.IN_DOUBT:
+                self._clock.sleep(LEASE_SECONDS + self._lag + 1)
+                self._reconciler.run()
+                record = self._ledger.read(record.key) or record
+            else:
+                break
+        return record
+
+    def _receive(self) -> Record:
+        result = self._sender.send(self._messages[0])
+        assert isinstance(result, Ended | Later)
+        if isinstance(result, Ended):
+            self._messages.pop(0)
+        return result.record
+
+
+@dataclass(frozen=True)
+class Phase:
+    """How far an exchange gets on the wire: so many bytes of the request, then of the answer, then the end.
+
+    None is all of it; `ending` is `close`, `reset` or `silence`. `every` is the pause after each few bytes of answer.
+    """
+
+    name: str
+    request: int | None
+    answer: int | None
+    ending: str
+    outcome: type[Outcome]
+    every: float = 0.0
+
+    @property
+    def lands(self) -> bool:
+        """Whether the provider got the whole request."""
+        return self.request is None
+
+
+PHASES: Final = (
+    Phase("closed before the request", 0, 0, "close", Unknown),
+    Phase("reset before the request", 0, 0, "reset", Unknown),
+    Phase("silent before the request", 0, 0, "silence", Unknown),
+    Phase("closed in the request", 40, 0, "close", Unknown),
+    Phase("reset in the request", 40, 0, "reset", Unknown),
+    Phase("silent in the request", 40, 0, "silence", Unknown),
+    Phase("closed after the request", None, 0, "close", Unknown),
+    Phase("reset after the request", None, 0, "reset", Unknown),
+    Phase("silent after the request", None, 0, "silence", Unknown),
+    Phase("closed in the answer", None, 20, "close", Unknown),
+    Phase("reset in the answer", None, 20, "reset", Unknown),
+    Phase("silent in the answer", None, 20, "silence", Unknown),
+    Phase("an answer that drips for too long", None, None, "close", Unknown, every=0.1),
+    Phase("an answer that drips", None, None, "close", Accepted, every=0.002),
+)
+
+
+class Proxy:
+    """Stands between an adapter and the sandbox, and lets exchanges get as far as told."""
+
+    def __init__(self, upstream: str, phase: Phase) -> None:
+        parts = urlsplit(upstream)
+        self._upstream = (str(parts.hostname), parts.port or 80)
+        self._phase = phase
+        self._over = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._open: list[socket.socket] = []
+
+    def __enter__(self) -> Self:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._start(self._accept)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self._open:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(10)
+            assert not thread.is_alive()
+        for connection in self._open:
+            connection.close()
+
+    def _start(self, target: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=target, args=arguments)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._upstream, timeout=10)
+                self._open += [client, server]
+                self._start(self._pump, client, server, self._phase.request, client, 0.0)
+                self._start(self._pump, server, client, self._phase.answer, client, self._phase.every)
+
+    def _pump(
+        self, source: socket.socket, target: socket.socket, most: int | None, client: socket.socket, every: float
+    ) -> None:
+        """Pass bytes on; once there would be more than `most`, end it."""
+        left = most
+        with contextlib.suppress(OSError):
+            # With nothing of the request to pass on, its end is the first byte of it.
+            while data := source.recv(8 if every else 65_536):
+                if left is not None and len(data) >= left:
+                    target.sendall(data[:left])
+                    self._end(client)
+                    return
+                target.sendall(data)
+                left = None if left is None else left - len(data)
+                self._over.wait(every)
+
+    def _end(self, client: socket.socket) -> None:
+        match self._phase.ending:
+            case "close":
+                client.shutdown(socket.SHUT_RDWR)
+            case "reset":
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.close()
+            case _:
+                self._over.wait()
