@@ -33,14 +33,17 @@ from idem.outcome import Accepted, NotSent, Outcome, Rejected, Unknown
 from idem.policy import Policy
 from idem.protocol import Record, State
 from idem.providers.base import Contract, Meaning, Memory, Provider
+from idem.providers.submission import Stage
 from idem.reconcile import Patience, Reconciler
 from idem.send import Ended, Later, Resume, Sender
 from idem.stores.base import Store
 from idem.stores.memory import MemoryStore
 from tests.fakes import make_email
+from workers.sandbox import smtp
 from workers.sandbox.app import Sandbox, build_app, running
 from workers.sandbox.dialect import Dialect, Reply
 from workers.sandbox.faults import Fault, Kind, Target
+from workers.sandbox.server import listen
 from workers.settings import PROVIDERS
 
 #: The whole of one request, in real seconds; longer than anything that answers needs on this machine.
@@ -98,6 +101,7 @@ class Lab:
     clock: JumpingClock
     sandbox: Sandbox
     url: str
+    smtp_port: int
     _counter: Iterator[int] = field(default_factory=itertools.count)
     _adapters: dict[str, Provider] = field(default_factory=dict)
 
@@ -111,6 +115,8 @@ class Lab:
 
     def base_url(self, name: str) -> str:
         """Where the provider's own base URL is in the sandbox, its own parts filled in."""
+        if self.dialect(name) in smtp.DIALECTS:
+            return f"smtp://127.0.0.1:{self.smtp_port}"
         path = re.sub("{.*?}", "example.com", urlsplit(self.dialect(name).contract.base_url).path)
         return f"{self.url}/{name}{path}"
 
@@ -163,9 +169,9 @@ def derived(email: Email) -> str:
 def lab() -> Iterator[Lab]:
     """A sandbox of every provider, for as long as the context lasts."""
     clock = JumpingClock()
-    app = build_app(clock, seed=1)
-    with mock.patch.dict(os.environ, _ENVIRONMENT), running(app) as url:
-        place = Lab(clock, app.state.sandbox, url)
+    app, listener = build_app(clock, seed=1), listen("127.0.0.1", 0)
+    with mock.patch.dict(os.environ, _ENVIRONMENT), listener, running(app, smtp=listener) as url:
+        place = Lab(clock, app.state.sandbox, url, listener.getsockname()[1])
         yield place
         place.disconnect()
 
@@ -178,10 +184,19 @@ def strikes(dialect: Dialect, kind: Kind) -> bool:
 
 def expected(dialect: Dialect, kind: Kind) -> type[Outcome]:
     """What an attempt that meets the fault is known to have done: the contract's table, over the provider's words."""
+    if dialect in smtp.DIALECTS:
+        return _expected_by_smtp(dialect, kind)
     reply = _reply(dialect, kind)
     if reply is None:
         return Unknown
     return _TYPES[dialect.contract.meaning(reply.status, *_said(dialect.contract, reply))]
+
+
+def _expected_by_smtp(dialect: Dialect, kind: Kind) -> type[Outcome]:
+    """The same where the code is what a reply is to."""
+    reply = smtp.reply_to(kind, dialect)
+    stage = Stage.MAIL if kind in smtp.AT_MAIL else Stage.END
+    return Unknown if reply is None else _TYPES[dialect.contract.meaning(reply.status, stage, str(reply.body))]
 
 
 def _reply(dialect: Dialect, kind: Kind) -> Reply | None:
