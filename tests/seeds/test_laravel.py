@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from idem.bulk import Ready
 from idem.email import FIELDS, Email
 from idem.keys import take_explicit
 from idem.ledger import Ledger
