@@ -482,7 +482,7 @@ class Stage:
         self._keys: dict[str, str] = {}
         self._workers = []
         for broker in self.brokers:
-            declare_actor(broker, Performer(sender, broker, {}, policy=policy, clock=clock))  # type: ignore[arg-type]  # one of dramatiq's
+            declare_actor(broker, Performer(sender, broker, {}, read=self.ledger.read, policy=policy, clock=clock))  # type: ignore[arg-type]  # one of dramatiq's
             self._workers.append(dramatiq.Worker(broker, worker_threads=2, worker_timeout=50))  # type: ignore[arg-type]  # the same
 
     def run(self) -> None:

@@ -33,11 +33,13 @@ from idem.outcome import Accepted, NotSent, Outcome, Rejected, Unknown
 from idem.policy import Policy
 from idem.protocol import Record, State
 from idem.providers.base import Contract, Meaning, Memory, Prepared, Provider, Searchable, Sighting
+from idem.providers.submission import Stage
 from idem.reconcile import Patience, Reconciler
 from idem.send import Ended, Later, Resume, Sender
 from idem.stores.base import Store
 from idem.stores.memory import MemoryStore
 from tests.fakes import make_email
+from workers.sandbox import smtp
 from workers.sandbox.app import Sandbox, build_app, running
 from workers.sandbox.dialect import Dialect, Reply
 from workers.sandbox.faults import Fault, Kind, Target
@@ -209,6 +211,13 @@ def expected(dialect: Dialect, kind: Kind) -> type[Outcome] | None:
     if reply is None:
         return Unknown
     return _TYPES[dialect.contract.meaning(reply.status, *_said(dialect.contract, reply))]
+
+
+def _expected_by_smtp(dialect: Dialect, kind: Kind) -> type[Outcome]:
+    """The same where the code is what a reply is to."""
+    reply = smtp.reply_to(kind, dialect)
+    stage = Stage.MAIL if kind in smtp.AT_MAIL else Stage.END
+    return Unknown if reply is None else _TYPES[dialect.contract.meaning(reply.status, stage, str(reply.body))]
 
 
 def _reply(dialect: Dialect, kind: Kind) -> Reply | None:

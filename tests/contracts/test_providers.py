@@ -34,6 +34,8 @@ from workers.settings import PROVIDERS
 
 _DIALECTS = {dialect.contract.name: dialect for dialect in DIALECTS}
 _CASES = [(name, kind) for name in _DIALECTS for kind in KINDS if strikes(_DIALECTS[name], kind)]
+#: The stages of SMTP are others, and have their own tests: `tests/idem/providers/test_submission.py`.
+_OVER_HTTP = [name for name, dialect in _DIALECTS.items() if dialect.endpoints]
 _SEARCHABLE = [name for name, dialect in _DIALECTS.items() if dialect.contract.lookup is not None]
 #: What a look-up meets that is made for a keyless provider; a `missing` one has it show nothing too early.
 _LOOKUP_KINDS = (Kind.SERVER_ERROR, Kind.RATE_LIMITED, Kind.DROP, Kind.HANG, Kind.MISSING)
@@ -78,7 +80,7 @@ def test_faults_of_lookups(place: Lab, name: str, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("phase", PHASES, ids=[phase.name for phase in PHASES])
-@pytest.mark.parametrize("name", _DIALECTS)
+@pytest.mark.parametrize("name", _OVER_HTTP)
 def test_phases(place: Lab, name: str, phase: Phase) -> None:
     """How far the exchange got decides, and the same key again is no second email where there are keys."""
     email, proxy = place.email(), place.proxy(name)
