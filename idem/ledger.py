@@ -147,6 +147,11 @@ class Ledger:
         """The record of a key, as everybody else sees it."""
         return self._store.read(key)
 
+    def last_replay(self, key: str) -> float | None:
+        """When the last attempt of a key in doubt should begin, whatever keeps it waiting; None when it is in none."""
+        record = self._store.read(key)
+        return None if record is None else protocol.last_replay(record, self._policy)
+
     def list(self, state: State, limit: int) -> Iterator[Record]:
         """Records in that state, the one longest unchanged first."""
         return self._store.list(state, limit)

@@ -45,20 +45,23 @@ class Rejected:
 class NotSent:
     """This attempt was definitely not accepted, and may be repeated after `retry_after` seconds.
 
-    `credentials` marks the one cause that stops every email alike and that only a person can end.
+    `credentials` marks the one cause that stops every email alike and that only a person can end; `limited`, that the
+    provider asks everybody to wait, and not for this email only.
     """
 
     detail: str
     retry_after: float | None = None
     credentials: bool = False
+    limited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """This attempt may have been accepted."""
+    """This attempt may have been accepted; `limited` as with `NotSent`."""
 
     detail: str
     retry_after: float | None = None
+    limited: bool = False
 
 
 Outcome = Accepted | Rejected | NotSent | Unknown

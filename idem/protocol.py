@@ -361,6 +361,14 @@ def claim(record: Record | None, intent: Intent, *, now: float, claim_id: str, r
 _LEASED: Final = frozenset({Standing.RENDERING_LIVE, Standing.SENDING_LIVE})
 
 
+def last_replay(record: Record, policy: Policy) -> float | None:
+    """When the last attempt of a key that may have been accepted should begin; None when no attempt is in doubt."""
+    since = _unsure_since(record)
+    if since is None or record.state not in {State.SENDING, State.UNSURE}:
+        return None
+    return policy.last_replay(since)
+
+
 def _conflicts(record: Record, intent: Intent) -> bool:
     return record.job != intent.job or (intent.fingerprint is not None and record.fingerprint != intent.fingerprint)
 

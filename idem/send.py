@@ -83,7 +83,10 @@ Result = Ended | Later | Refused
 
 
 class Sender:
-    """Sends through one provider, by one ledger, for one namespace of keys. Safe to share between threads."""
+    """Sends through one provider, by one ledger, for one namespace of keys. Safe to share between threads.
+
+    `heed` is told the provider key and the outcome of each call before it is settled: it must neither raise nor wait.
+    """
 
     def __init__(  # noqa: PLR0913 - each is one thing that a test or a deployment decides
         self,
@@ -94,6 +97,7 @@ class Sender:
         http_timeout_seconds: float,
         namespace: str,
         reach: Callable[[Point], None] = lambda _: None,
+        heed: Callable[[str, Outcome], None] = lambda _key, _outcome: None,
     ) -> None:
         self._ledger = ledger
         self._provider = provider
@@ -101,6 +105,7 @@ class Sender:
         self._http_timeout_seconds = http_timeout_seconds
         self._namespace = namespace
         self._reach = reach
+        self._heed = heed
 
     def send(self, source: Ready | Render) -> Result:
         """Take one message as far as it goes now. Raises `LedgerError` when the ledger cannot say."""
@@ -168,7 +173,9 @@ class Sender:
             return NotSent("too little of the lease was left for a request")
         self._reach(Point.BEFORE_CALL)
         key = provider_key(self._namespace, claim.record.key, claim.record.generation)
-        return self._provider.send(email, key, deadline)
+        outcome = self._provider.send(email, key, deadline)
+        self._heed(key, outcome)
+        return outcome
 
     def _result(self, known: Record | Lost, cause: Outcome | None = None) -> Result:
         record = known.record if isinstance(known, Lost) else known

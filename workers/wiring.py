@@ -5,21 +5,27 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from idem.clock import Clock, SystemClock
 from idem.email import Email
 from idem.errors import MissingExtra, SettingsError
+from idem.gate import Gate
 from idem.ledger import Ledger
+from idem.pace import Rate
 from idem.policy import Policy
 from idem.providers.base import Contract, Provider
 from idem.send import Point, Sender
-from idem.stores.base import Store
+from idem.stores.base import Cells, Store
 from idem.stores.sqlite import SqliteStore
 from workers.settings import Settings
 
 if TYPE_CHECKING:
     from workers.brokers.redis import RedisBroker
+
+
+class LedgerStore(Store, Cells, Protocol):
+    """What every store is: records, and the cells beside them."""
 
 
 def _module(provider: str) -> Any:
@@ -33,7 +39,7 @@ def contract_of(provider: str) -> Contract:
     return contract
 
 
-def open_store(settings: Settings) -> Store:
+def open_store(settings: Settings) -> LedgerStore:
     """The store that `IDEM_LEDGER_URL` names; nothing is opened before it is used."""
     scheme, _, rest = settings.ledger_url.partition("://")
     match scheme:
@@ -50,7 +56,7 @@ def open_store(settings: Settings) -> Store:
             )
 
 
-def _dynamo_store(settings: Settings, place: str) -> Store:
+def _dynamo_store(settings: Settings, place: str) -> LedgerStore:
     region, _, table = place.partition("/")
     if not region or not table or "/" in table:
         raise SettingsError("IDEM_LEDGER_URL names no table: write dynamodb://REGION/TABLE")
@@ -68,7 +74,7 @@ def _dynamo_store(settings: Settings, place: str) -> Store:
     )
 
 
-def _redis_store(settings: Settings) -> Store:
+def _redis_store(settings: Settings) -> LedgerStore:
     try:
         from idem.stores.redis import RedisStore, connector  # noqa: PLC0415 - an extra
     except ImportError as error:
@@ -95,10 +101,27 @@ def build_policy(settings: Settings) -> Policy:
     )
 
 
-def build_ledger(settings: Settings, clock: Clock | None = None) -> Ledger:
+def build_ledger(settings: Settings, store: Store, clock: Clock | None = None) -> Ledger:
     """The ledger of this application."""
-    return Ledger(
-        open_store(settings), policy=build_policy(settings), provider=settings.provider, clock=clock or SystemClock()
+    return Ledger(store, policy=build_policy(settings), provider=settings.provider, clock=clock or SystemClock())
+
+
+def build_rate(settings: Settings) -> Rate | None:
+    """The rate that is set, else the documented one, else none; a quarter of a second's emails make a burst."""
+    per_second = settings.rate_per_second or contract_of(settings.provider).emails_per_second
+    if per_second is None:
+        return None
+    return Rate(per_second, settings.rate_burst or max(2.0, per_second / 4))
+
+
+def build_gate(settings: Settings, cells: Cells, clock: Clock | None = None) -> Gate:
+    """The gate in front of the provider; a probe is waited for as long as its claim can last."""
+    return Gate(
+        cells,
+        settings.provider,
+        clock=clock or SystemClock(),
+        probe_seconds=settings.lease_seconds,
+        rate=build_rate(settings),
     )
 
 
@@ -125,7 +148,9 @@ def check_with(settings: Settings) -> Callable[[Email], None]:
     return adapter.check
 
 
-def build_sender(settings: Settings, ledger: Ledger, clock: Clock, reach: Callable[[Point], None]) -> Sender:
+def build_sender(
+    settings: Settings, ledger: Ledger, clock: Clock, reach: Callable[[Point], None], gate: Gate
+) -> Sender:
     """The sender of a worker process."""
     return Sender(
         ledger,
@@ -134,6 +159,7 @@ def build_sender(settings: Settings, ledger: Ledger, clock: Clock, reach: Callab
         http_timeout_seconds=settings.http_timeout_seconds,
         namespace=settings.namespace,
         reach=reach,
+        heed=gate.heed,
     )
 
 

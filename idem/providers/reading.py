@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Final
 
 from idem.outcome import Accepted, Ground, NotSent, Outcome, Rejected, Unknown
@@ -36,9 +37,12 @@ def outcome(contract: Contract, answer: Answer | NoAnswer) -> Outcome:
         return Accepted(first_text(contract.reply.message_id, answer, body), replayed=True)
     if meaning in _GROUNDS:
         return Rejected(detail, _GROUNDS[meaning])
+    # A request that is running is about one key; whoever else names a time is, like 429 (RFC 6585), about all requests.
+    asked = wait is not None and meaning is not Meaning.IN_PROGRESS
+    limited = asked or answer.status == HTTPStatus.TOO_MANY_REQUESTS
     if meaning in {Meaning.CREDENTIALS, Meaning.NOT_NOW}:
-        return NotSent(detail, wait, credentials=meaning is Meaning.CREDENTIALS)
-    return Unknown(detail, wait)
+        return NotSent(detail, wait, credentials=meaning is Meaning.CREDENTIALS, limited=limited)
+    return Unknown(detail, wait, limited=limited)
 
 
 def _accepted(contract: Contract, answer: Answer, body: Mapping[str, Any], detail: str) -> Outcome:

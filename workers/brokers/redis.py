@@ -169,9 +169,9 @@ class _Consumer(Consumer):
             match disposition_of(message):
                 case Acknowledge():
                     self._broker.do_ack(self._queue_name, message_id)
-                case Retry(delay_seconds=delay):
+                case Retry(delay_seconds=delay, tried=tried):
                     at = _now_ms() + max(0, int(delay * 1000))
-                    again = message.copy(options={"tries": message.options.get("tries", 0) + 1})
+                    again = message.copy(options={"tries": message.options.get("tries", 0) + tried})
                     self._broker.move("retry", self._queue_name, message_id, again.encode(), at)
                 case Bury(reason=reason):
                     buried = message.copy(options={"reason": reason})
