@@ -10,9 +10,9 @@ A provider that is paused, or whose circuit is open, costs no claim, no attempt 
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -247,7 +247,10 @@ class Gate:
 
                 self._change(change)
                 bucket.fill(blocks[-1], count, boot - now, boot)
-                wait = bucket.wait(boot) or 0.0
+                wait = bucket.wait(boot)
+            if wait is None:
+                # Rounded away, between two clocks: a token that was not good any more, or a wait that was nothing.
+                return min(_SLICE_SECONDS, bucket.rate.spacing)
             if wait <= 0:
                 self._turns.turn = _Turn(token=bucket.take())
             return max(wait, 0.0)
@@ -332,23 +335,39 @@ class Gate:
 
 
 class _Bucket:
-    """The tokens that this process has reserved and not used. Instants are the boot clock's."""
+    """The tokens that this process has reserved and not used: a block, and those given back. By the boot clock."""
 
     def __init__(self, rate: Rate) -> None:
         self.rate = rate
-        self._tokens: deque[float] = deque()
+        self._next = -math.inf
+        self._left = 0
+        self._returned: list[float] = []
         self._used = 0
         self._filled_at: float | None = None
-        self._full_until = 0.0
-        self._last = 0.0
+        self._full_until = -math.inf
 
     def wait(self, boot: float) -> float | None:
         """Seconds until the next token is good, None when there is none and more may be asked for."""
-        while self._tokens and self._tokens[0] + self.rate.slack < boot:
-            self._tokens.popleft()
-        if self._tokens:
-            return self._tokens[0] - boot
+        self._drop_late(boot)
+        if self._returned:
+            return self._returned[-1] - boot
+        if self._left:
+            return self._next - boot
         return self._full_until - boot if self._full_until > boot else None
+
+    def take(self) -> float:
+        """The next token."""
+        self._used += 1
+        if self._returned:
+            return self._returned.pop()
+        self._left -= 1
+        self._next += self.rate.spacing
+        return self._next - self.rate.spacing
+
+    def give_back(self, token: float) -> None:
+        """A token that was not used."""
+        self._used -= 1
+        self._returned.append(token)
 
     def next_count(self, boot: float) -> int:
         """How many to reserve: what this process has used in a second, going by the last block, and one more.
@@ -366,20 +385,17 @@ class _Bucket:
             self._full_until = boot + block
             return
         # Never faster than the rate by our own count, however often other clocks have set the shared instant back.
-        first = max(block.first + boot_less_wall, self._last + self.rate.spacing)
-        self._tokens.extend(first + number * self.rate.spacing for number in range(count))
-        self._last = self._tokens[-1]
+        self._next = max(block.first + boot_less_wall, self._next)
+        self._left = count
         self._used, self._filled_at = 0, boot
 
-    def take(self) -> float:
-        """The next token."""
-        self._used += 1
-        return self._tokens.popleft()
-
-    def give_back(self, token: float) -> None:
-        """A token that was not used."""
-        self._used -= 1
-        self._tokens.appendleft(token)
+    def _drop_late(self, boot: float) -> None:
+        self._returned = [token for token in self._returned if token + self.rate.slack >= boot]
+        late = boot - self.rate.slack - self._next
+        if self._left and late > 0:
+            dropped = min(self._left, math.ceil(late * self.rate.per_second))
+            self._left -= dropped
+            self._next += dropped * self.rate.spacing
 
 
 def _detail(outcome: Outcome | None) -> str:
