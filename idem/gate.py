@@ -107,8 +107,13 @@ class Gate:
                 return self._spread(wait)
             self._sleep(min(wait, left))
 
-    def heed(self, key: str, outcome: Outcome) -> None:
-        """Note what a call of this thread has come to, under which provider key. Does nothing else: see `leave`."""
+    def heed(self, provider: str, key: str, outcome: Outcome) -> None:
+        """Note what a call of this thread has come to, under which provider key. Does nothing else: see `leave`.
+
+        What another provider said is none of this gate's business, and its turn is as if there had been no call.
+        """
+        if provider != self._name:
+            return
         turn = self._turn() or _Turn()
         turn.key, turn.outcome = key, outcome
         self._turns.turn = turn

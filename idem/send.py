@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
 
 from idem.clock import Clock, Deadline
-from idem.email import Email
+from idem.email import Email, fingerprint
 from idem.errors import BodyTooLarge, EmailError, InvalidKey, JobError
 from idem.keys import provider_key, sub_key, take_explicit
 from idem.ledger import Claim, Ledger, Lost
 from idem.outcome import NotSent, Outcome, Rejected
 from idem.privacy import redact
-from idem.protocol import Conflict, Intent, Record, State
+from idem.protocol import Conflict, InDoubt, Intent, Record, State
 from idem.providers.base import Provider
 
 _log = logging.getLogger("idem.send")
@@ -44,6 +44,7 @@ class Ready:
 
     key: str
     email: Email
+    in_doubt: InDoubt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,17 @@ class Render:
     key: str
     job: str
     build: Callable[[], Email | Sequence[Email] | None]
+    in_doubt: InDoubt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """A message that names a key, whose email the ledger holds."""
+
+    key: str
+
+
+Source = Ready | Render | Resume
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +91,20 @@ class Refused:
     record: Record
 
 
-Result = Ended | Later | Refused
+@dataclass(frozen=True, slots=True)
+class Empty:
+    """The message names a key whose email the ledger does not hold: there is nothing to send."""
+
+
+Result = Ended | Later | Refused | Empty
 
 
 class Sender:
-    """Sends through one provider, by one ledger, for one namespace of keys. Safe to share between threads.
+    """Sends by one ledger, for one namespace of keys. Safe to share between threads.
 
-    `heed` is told the provider key and the outcome of each call before it is settled: it must neither raise nor wait.
+    `provider` is the first choice. An attempt goes through the provider that its record names: where that is neither
+    this one nor one of `others`, nothing is sent. `heed` is told the provider, the provider key and the outcome of each
+    call, before it is settled: it must neither raise nor wait.
     """
 
     def __init__(  # noqa: PLR0913 - each is one thing that a test or a deployment decides
@@ -96,23 +115,28 @@ class Sender:
         clock: Clock,
         http_timeout_seconds: float,
         namespace: str,
+        others: Sequence[Provider] = (),
         reach: Callable[[Point], None] = lambda _: None,
-        heed: Callable[[str, Outcome], None] = lambda _key, _outcome: None,
+        heed: Callable[[str, str, Outcome], None] = lambda _provider, _key, _outcome: None,
     ) -> None:
         self._ledger = ledger
         self._provider = provider
+        self._providers: Mapping[str, Provider] = {each.contract.name: each for each in (*others, provider)}
         self._clock = clock
         self._http_timeout_seconds = http_timeout_seconds
         self._namespace = namespace
         self._reach = reach
         self._heed = heed
 
-    def send(self, source: Ready | Render) -> Result:
+    def send(self, source: Source) -> Result:
         """Take one message as far as it goes now. Raises `LedgerError` when the ledger cannot say."""
         self._reach(Point.BEFORE_CLAIM)
-        claim = self._ledger.claim(_intent(source))
+        intent = self._intent(source)
+        if intent is None:
+            return Empty()
+        claim = self._ledger.claim(intent)
         if isinstance(claim, Conflict):
-            self._ledger.note_conflict(claim.record, _intent(source).fingerprint)
+            self._ledger.note_conflict(claim.record, intent.fingerprint)
             return Refused(claim.record)
         if not isinstance(claim, Claim):
             return self._result(claim.record)
@@ -126,12 +150,28 @@ class Sender:
         self._reach(Point.SETTLED)
         return self._result(settled, outcome)
 
-    def _email(self, source: Ready | Render, claim: Claim) -> _Attempt | Record | Lost:
+    def _intent(self, source: Source) -> Intent | None:
+        """What the message asks for; None when it names a key whose email is nowhere."""
+        match source:
+            case Ready(key=key, email=email, in_doubt=in_doubt):
+                body = email.canonical()
+                return Intent(key, fingerprint=fingerprint(body), body=body, in_doubt=in_doubt)
+            case Render(key=key, job=job, in_doubt=in_doubt):
+                return Intent(key, job=job, in_doubt=in_doubt)
+            case Resume(key=key):
+                record = self._ledger.read(key)
+                if record is None or (record.body is None and not record.ended):
+                    return None
+                return Intent(key, fingerprint=record.fingerprint, job=record.job)
+
+    def _email(self, source: Source, claim: Claim) -> _Attempt | Record | Lost:
         """The email of this attempt: the message's, the frozen one, or one that is built and frozen now."""
         if isinstance(source, Ready):
             return _Attempt(claim, source.email)
         if claim.record.body is not None:
             return self._thaw(claim, claim.record.body)
+        if isinstance(source, Resume):
+            return self._ledger.settle(claim, NotSent("the ledger does not hold its email any more"))
         built = _build(source)
         self._reach(Point.RENDERED)
         if isinstance(built, NotSent | Rejected):
@@ -165,16 +205,18 @@ class Sender:
         what is then left of the deadline ends before the lease that was found long enough.
         """
         deadline = Deadline.after(self._clock, self._http_timeout_seconds)
+        provider = self._providers[claim.record.provider]
         try:
-            self._provider.check(email)
+            provider.check(email)
         except EmailError as error:
-            return Rejected(str(error))
+            # What the second choice cannot express, the first one can.
+            return Rejected(str(error)) if provider is self._provider else NotSent(str(error))
         if claim.lease.left() <= self._http_timeout_seconds:
             return NotSent("too little of the lease was left for a request")
         self._reach(Point.BEFORE_CALL)
         key = provider_key(self._namespace, claim.record.key, claim.record.generation)
-        outcome = self._provider.send(email, key, deadline)
-        self._heed(key, outcome)
+        outcome = provider.send(email, key, deadline)
+        self._heed(provider.contract.name, key, outcome)
         return outcome
 
     def _result(self, known: Record | Lost, cause: Outcome | None = None) -> Result:
@@ -191,12 +233,6 @@ class Sender:
 class _Attempt:
     claim: Claim
     email: Email
-
-
-def _intent(source: Ready | Render) -> Intent:
-    if isinstance(source, Ready):
-        return Intent(source.key, fingerprint=source.email.fingerprint())
-    return Intent(source.key, job=source.job)
 
 
 def _build(source: Render) -> Email | Sequence[Email] | NotSent | Rejected:
@@ -228,5 +264,5 @@ def _split_emails(record: Record) -> tuple[Ready, ...]:
     ready = []
     for number, parts in enumerate(msgspec.json.decode(record.body or b"[]"), 1):
         email, explicit = take_explicit(Email.from_dict(parts), None)
-        ready.append(Ready(explicit or sub_key(record.key, number), email))
+        ready.append(Ready(explicit or sub_key(record.key, number), email, record.in_doubt))
     return tuple(ready)

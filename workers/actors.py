@@ -22,9 +22,9 @@ from idem.ledger import Ledger
 from idem.outcome import NotSent
 from idem.policy import Policy
 from idem.protocol import Record
-from idem.send import Ended, Later, Ready, Refused, Render, Result, Sender
+from idem.send import Empty, Ended, Later, Ready, Refused, Render, Result, Resume, Sender, Source
 from workers.brokers.base import Acknowledge, Bury, Disposition, JobBroker, Retry, dispose
-from workers.jobs import ACTOR, QUEUE, email_message, read_job
+from workers.jobs import ACTOR, QUEUE, Job, email_message, read_job
 
 _log = logging.getLogger("idem.worker")
 
@@ -83,29 +83,34 @@ class Performer:
     def _shortened(self, key: str, wait: float) -> float:
         """A closed gate does not outlast the window of a key in doubt: its last replay goes through, and may settle it.
 
-        Decided here, as the gate knows no records; reading one costs no claim and no write.
+        So does what is for another provider. Decided here, as the gate knows no records; reading one costs no claim.
         """
-        due = self._ledger.last_replay(key)
+        due = self._ledger.passes_at(key)
         return wait if due is None else min(wait, due - self._clock.now())
 
-    def _source(self, key: str, job: Any, email: Email | None) -> Ready | Render:
+    def _source(self, key: str, job: Job, email: Email | None) -> Source:
         if email is not None:
-            return Ready(key, email)
+            return Ready(key, email, job.in_doubt)
+        if job.job is None:
+            return Resume(key)
         function = self._functions[job.job]
-        return Render(key, job.job, lambda: function(*job.args, **job.kwargs))
+        return Render(key, job.job, lambda: function(*job.args, **job.kwargs), job.in_doubt)
 
     def _dispose(self, key: str, result: Result) -> Disposition:
         match result:
             case Refused():
                 _log.error("key %s already stands for another email; this one is buried", key)
                 return Bury("its key already stands for another email or job")
+            case Empty():
+                _log.error("key %s: the ledger does not hold its email; the message is buried", key)
+                return Bury("the ledger does not hold the email of its key")
             case Later(ready_at=ready_at, record=record, cause=cause):
                 self._report_later(key, record, cause)
                 return Retry(max(0.0, ready_at - self._clock.now()))
             case Ended(record=record, emails=emails):
                 # Before the acknowledgement, so that a crash in between repeats some and loses none.
                 for ready in emails:
-                    self._broker.enqueue(email_message(ready.email, ready.key)[0])
+                    self._broker.enqueue(email_message(ready.email, ready.key, ready.in_doubt)[0])
                 _log.info("key %s is %s%s", key, record.state, f" ({record.reason})" if record.reason else "")
                 return Acknowledge()
 

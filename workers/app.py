@@ -6,17 +6,19 @@ import inspect
 import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec
 
 from idem.clock import SystemClock
 from idem.email import Email
 from idem.errors import JobError
 from idem.gate import Gate
 from idem.ledger import Ledger
+from idem.protocol import InDoubt
+from idem.reconcile import Reconciler
 from idem.send import Point
 from workers import wiring
 from workers.actors import JobFunction, Performer, declare_actor
-from workers.jobs import QUEUE, email_message, job_message
+from workers.jobs import QUEUE, email_message, job_message, resume_message
 from workers.settings import Settings
 
 if TYPE_CHECKING:
@@ -25,12 +27,26 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 
+def _choice(in_doubt: str | None) -> InDoubt | None:
+    try:
+        return None if in_doubt is None else InDoubt(in_doubt)
+    except ValueError:
+        raise JobError(f"in_doubt is {in_doubt!r}: it must be one of {', '.join(InDoubt)}") from None
+
+
 class DeclaredJob(Generic[P]):
     """A job function, with `send` beside the plain call."""
 
-    def __init__(self, app: App, name: str, function: Callable[P, Email | Sequence[Email] | None]) -> None:
+    def __init__(
+        self,
+        app: App,
+        name: str,
+        function: Callable[P, Email | Sequence[Email] | None],
+        in_doubt: InDoubt | None = None,
+    ) -> None:
         self._app = app
         self._function = function
+        self._in_doubt = in_doubt
         self.name = name
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Email | Sequence[Email] | None:
@@ -48,7 +64,7 @@ class DeclaredJob(Generic[P]):
             inspect.signature(self._function).bind(*args, **kwargs)
         except TypeError as error:
             raise JobError(f"job {self.name}: {error}") from error
-        message, used = job_message(self.name, args, kwargs, key)
+        message, used = job_message(self.name, args, kwargs, key, self._in_doubt)
         self._app.broker.enqueue(message)
         return used
 
@@ -67,8 +83,15 @@ class App:
         """An application with the settings of the environment and the working directory."""
         return cls(Settings.load())
 
-    def job(self, name: str | None = None) -> Callable[[Callable[P, Email | Sequence[Email] | None]], DeclaredJob[P]]:
-        """Declare a function that returns an `Email`, a list of them, or None; by default under its own name."""
+    def job(
+        self, name: str | None = None, *, in_doubt: Literal["hold", "resend", "drop"] | None = None
+    ) -> Callable[[Callable[P, Email | Sequence[Email] | None]], DeclaredJob[P]]:
+        """Declare a function that returns an `Email`, a list of them, or None; by default under its own name.
+
+        `in_doubt` says what is to happen to an email of which it cannot be found out whether it was accepted: `hold` it
+        for a person (the default), `resend` it, as it may rather arrive twice than never, or `drop` it.
+        """
+        choice = _choice(in_doubt)
 
         def declare(function: Callable[P, Email | Sequence[Email] | None]) -> DeclaredJob[P]:
             if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
@@ -81,20 +104,23 @@ class App:
             if "key" in inspect.signature(function).parameters:
                 raise JobError(f"job {chosen}: `key` names the idempotency key in send(); rename the parameter")
             self.jobs[chosen] = function
-            return DeclaredJob(self, chosen, function)
+            return DeclaredJob(self, chosen, function, choice)
 
         if callable(name):
             raise JobError("write @app.job() with parentheses")
         return declare
 
-    def enqueue(self, email: Email, *, key: str | None = None) -> str:
+    def enqueue(
+        self, email: Email, *, key: str | None = None, in_doubt: Literal["hold", "resend", "drop"] | None = None
+    ) -> str:
         """Enqueue an email that is ready and return its key; returning means that the broker has it.
 
-        The key is the argument's, else that of the email's `Idempotency-Key` header, else a new one. Raises
-        `UnsupportedEmail` for what the provider cannot express, and `BrokerUnavailable` like `send` of a job.
+        `in_doubt` is as for a job. The key is the argument's, else that of the email's `Idempotency-Key` header, else a
+        new one. Raises `UnsupportedEmail` for what the provider cannot express, and `BrokerUnavailable` like `send` of
+        a job.
         """
         self._check(email)
-        message, used = email_message(email, key)
+        message, used = email_message(email, key, _choice(in_doubt))
         self.broker.enqueue(message)
         return used
 
@@ -137,6 +163,14 @@ class App:
         )
         declare_actor(self.broker, performer)
         return performer
+
+    def resume(self, key: str) -> None:
+        """Enqueue a message for a key whose email the ledger holds: one that was opened again."""
+        self.broker.enqueue(resume_message(key))
+
+    def reconciler(self) -> Reconciler:
+        """What finds out about emails in doubt; a worker runs one, and so does `idem reconcile`."""
+        return wiring.build_reconciler(self.settings, self.ledger, SystemClock(), self.resume)
 
     def close(self) -> None:
         """Let go of what was opened; the embedded server stops when its last user has closed."""

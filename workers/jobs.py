@@ -1,9 +1,11 @@
-"""The message on the wire: a job by name with its arguments, or an email that is ready.
+"""The message on the wire: a job by name with its arguments, an email that is ready, or a key that the ledger knows.
 
     {"key": "welcome-42", "email": {"from": ..., "to": [...], "subject": ..., "text": ...}}
     {"key": "order-1234", "job": "order_confirmation", "args": ["1234"], "kwargs": {}}
+    {"key": "order-1234", "resume": true}
 
-The same object is welcome from anyone (DESIGN section 7). It is read strictly: nothing in it is dropped in silence.
+The first two may say what is to happen if the email is in doubt: `"in_doubt": "hold"`, `"resend"` or `"drop"`. The same
+object is welcome from anyone (DESIGN section 7). It is read strictly: nothing in it is dropped in silence.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dramatiq import Message
 from idem.email import Email
 from idem.errors import JobError
 from idem.keys import check_key, take_explicit
+from idem.protocol import InDoubt
 
 QUEUE = "default"
 ACTOR = "idem"
@@ -32,26 +35,35 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     job: str | None = None
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
+    resume: bool = False
+    in_doubt: InDoubt | None = None
 
     def __post_init__(self) -> None:
-        if (self.email is None) == (self.job is None):
-            raise ValueError("it must hold either an email or the name of a job")
-        if self.email is not None and (self.args or self.kwargs):
-            raise ValueError("args and kwargs belong to a job, and it holds an email")
+        if [self.email is not None, self.job is not None, self.resume].count(True) != 1:
+            raise ValueError("it must hold either an email, or the name of a job, or resume and a key")
+        if self.job is None and (self.args or self.kwargs):
+            raise ValueError("args and kwargs belong to a job, and it holds none")
+        if self.resume and (self.key is None or self.in_doubt is not None):
+            raise ValueError("resume goes with a key, and with nothing else")
 
 
 # Made for what making it does: msgspec learns about the type now, and not in two threads at once (see stores.codec).
 _JOB_DECODER = msgspec.json.Decoder(Job)
 
 
-def email_message(email: Email, key: str | None) -> tuple[Message[None], str]:
+def email_message(email: Email, key: str | None, in_doubt: InDoubt | None = None) -> tuple[Message[None], str]:
     """A message that carries `email`, and its key: the argument, else the email's header, else the message's id."""
     email, explicit = take_explicit(email, key)
-    return _message(explicit, {"email": email.as_dict()})
+    return _message(explicit, {"email": email.as_dict()} | _choice(in_doubt))
+
+
+def resume_message(key: str) -> Message[None]:
+    """A message that names a key whose email the ledger holds."""
+    return _message(key, {"resume": True})[0]
 
 
 def job_message(
-    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], key: str | None
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], key: str | None, in_doubt: InDoubt | None = None
 ) -> tuple[Message[None], str]:
     """A message that names a job, and its key. Raises `JobError` when an argument is not JSON."""
     arguments = {"args": list(args), "kwargs": dict(kwargs)}
@@ -61,7 +73,11 @@ def job_message(
         raise JobError(f"job {name}: its arguments are nested too deeply") from error
     except TypeError as error:
         raise JobError(f"job {name}: its arguments must be JSON values, and {error} is not one") from error
-    return _message(None if key is None else check_key(key), {"job": name} | arguments)
+    return _message(None if key is None else check_key(key), {"job": name} | arguments | _choice(in_doubt))
+
+
+def _choice(in_doubt: InDoubt | None) -> dict[str, str]:
+    return {} if in_doubt is None else {"in_doubt": in_doubt.value}
 
 
 def _check_json(value: object) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from idem.errors import SettingsError
+from idem.protocol import InDoubt
 
 _PREFIX = "IDEM_"
 _PROVIDER_SETTING = re.compile(r"IDEM_(?P<provider>[A-Z0-9_]+?)_(?P<part>TOKEN|BASE_URL)")
@@ -25,7 +26,7 @@ _ENV_LINE = re.compile(r"(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?
 
 #: The providers that have an adapter, by the names of their modules; each takes `IDEM_<PROVIDER>_TOKEN` and
 #: `IDEM_<PROVIDER>_BASE_URL`.
-PROVIDERS = ("lettermint",)
+PROVIDERS = ("lettermint", "getmailer", "nuntly", "resend", "postmark", "sendgrid", "mailgun", "brevo")
 
 
 class Secret:
@@ -82,6 +83,15 @@ class Settings:
     provider: str = _setting(
         "lettermint", "PROVIDER", "who sends the emails: " + ", ".join(f"`{p}`" for p in PROVIDERS)
     )
+    fallback_provider: str | None = _setting(
+        None, "FALLBACK_PROVIDER", "who sends an email that the provider definitely did not accept"
+    )
+    in_doubt: str = _setting(
+        "hold",
+        "IN_DOUBT",
+        "what becomes of an email in doubt when nothing can be found out, where its job says nothing: `hold` it for a "
+        "person, `resend` it, or `drop` it",
+    )
     namespace: str = _setting("default", "NAMESPACE", "keeps the keys of two applications apart")
     lease_seconds: float = _setting(60.0, "LEASE_SECONDS", "how long a worker may hold a claim")
     http_timeout_seconds: float = _setting(
@@ -95,6 +105,12 @@ class Settings:
     )
     backoff_seconds: float = _setting(
         1.0, "BACKOFF_SECONDS", "the first pause before a retry; it doubles, up to 15 min"
+    )
+    evidence_seconds: float = _setting(
+        900.0, "EVIDENCE_SECONDS", "how long `resend` and `drop` wait for a look-up or a provider's event to tell"
+    )
+    reconcile_seconds: float = _setting(
+        60.0, "RECONCILE_SECONDS", "how often each worker looks after what is in doubt or was forgotten"
     )
     give_up_seconds: float = _setting(
         86_400.0, "GIVE_UP_SECONDS", "after how long an email that was never sent ends as rejected"
@@ -247,6 +263,12 @@ def _parse_url(name: str, value: str) -> str:
     return value
 
 
+def _parse_in_doubt(name: str, value: str) -> str:
+    if value not in set(InDoubt):
+        raise SettingsError(f"{name} must be one of {', '.join(InDoubt)}")
+    return value
+
+
 def _parse_number(name: str, value: str) -> float:
     try:
         number = float(value)
@@ -259,6 +281,8 @@ def _parse_number(name: str, value: str) -> float:
 
 _PARSERS: Mapping[str, Callable[[str, str], str | float]] = {
     "provider": _parse_provider,
+    "fallback_provider": _parse_provider,
+    "in_doubt": _parse_in_doubt,
     "aws_endpoint_url": _parse_url,
     "rate_per_second": _parse_number,
     "rate_burst": _parse_number,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,7 +15,9 @@ from idem.gate import Gate
 from idem.ledger import Ledger
 from idem.pace import Rate
 from idem.policy import Policy
+from idem.protocol import InDoubt
 from idem.providers.base import Contract, Provider
+from idem.reconcile import Patience, Reconciler
 from idem.send import Point, Sender
 from idem.stores.base import Cells, Store
 from idem.stores.sqlite import SqliteStore
@@ -85,6 +88,21 @@ def _redis_store(settings: Settings) -> LedgerStore:
 
 def build_policy(settings: Settings) -> Policy:
     """The durations, and the window of the provider's contract unless a shorter one is set."""
+    return replace(policy_for(settings, settings.provider), window_seconds=_window(settings))
+
+
+def policy_for(settings: Settings, provider: str) -> Policy:
+    """The durations, with the window of that provider's contract."""
+    return Policy(
+        lease_seconds=settings.lease_seconds,
+        http_timeout_seconds=settings.http_timeout_seconds,
+        window_seconds=contract_of(provider).window_seconds,
+        give_up_seconds=settings.give_up_seconds,
+        backoff_seconds=settings.backoff_seconds,
+    )
+
+
+def _window(settings: Settings) -> float | None:
     documented = contract_of(settings.provider).window_seconds
     window = settings.window_seconds
     if window is not None and (documented is None or window > documented):
@@ -92,18 +110,19 @@ def build_policy(settings: Settings) -> Policy:
             f"IDEM_WINDOW_SECONDS is {window:g}, but {settings.provider} remembers a key for "
             f"{documented or 0:g} s: a longer window would send twice"
         )
-    return Policy(
-        lease_seconds=settings.lease_seconds,
-        http_timeout_seconds=settings.http_timeout_seconds,
-        window_seconds=documented if window is None else window,
-        give_up_seconds=settings.give_up_seconds,
-        backoff_seconds=settings.backoff_seconds,
-    )
+    return documented if window is None else window
 
 
 def build_ledger(settings: Settings, store: Store, clock: Clock | None = None) -> Ledger:
     """The ledger of this application."""
-    return Ledger(store, policy=build_policy(settings), provider=settings.provider, clock=clock or SystemClock())
+    return Ledger(
+        store,
+        policy=build_policy(settings),
+        provider=settings.provider,
+        clock=clock or SystemClock(),
+        others={name: policy_for(settings, name) for name in _others(settings)},
+        fallback=settings.fallback_provider,
+    )
 
 
 def build_rate(settings: Settings) -> Rate | None:
@@ -115,7 +134,7 @@ def build_rate(settings: Settings) -> Rate | None:
 
 
 def build_gate(settings: Settings, cells: Cells, clock: Clock | None = None) -> Gate:
-    """The gate in front of the provider; a probe is waited for as long as its claim can last."""
+    """The gate in front of the first choice; a probe is waited for as long as its claim can last."""
     return Gate(
         cells,
         settings.provider,
@@ -125,13 +144,28 @@ def build_gate(settings: Settings, cells: Cells, clock: Clock | None = None) -> 
     )
 
 
-def build_provider(settings: Settings) -> Provider:
-    """The provider's adapter; `SettingsError` when it has no token."""
-    contract, credentials = contract_of(settings.provider), settings.credentials.get(settings.provider)
+def _others(settings: Settings) -> tuple[str, ...]:
+    """Providers beside the first choice that a worker can speak to: those with credentials, and the second choice.
+
+    An email that may have been accepted by one of them can then still be replayed or looked up there.
+    """
+    named = {*settings.credentials, *filter(None, [settings.fallback_provider])} - {settings.provider}
+    return tuple(sorted(named))
+
+
+def build_provider(settings: Settings, provider: str | None = None) -> Provider:
+    """A provider's adapter, by default that of the first choice; `SettingsError` when it has no token."""
+    name = provider or settings.provider
+    contract, credentials = contract_of(name), settings.credentials.get(name)
     token = credentials.token.reveal() if credentials is not None else ""
     if contract.needs_token and not token:
-        raise SettingsError(f"IDEM_{settings.provider.upper()}_TOKEN is not set: put the provider's API token there")
-    return _connect(settings.provider, token, credentials.base_url if credentials is not None else None)
+        raise SettingsError(f"IDEM_{name.upper()}_TOKEN is not set: put the provider's API token there")
+    return _connect(name, token, credentials.base_url if credentials is not None else None)
+
+
+def build_providers(settings: Settings) -> dict[str, Provider]:
+    """The adapters of the first choice and of all others."""
+    return {name: build_provider(settings, name) for name in (settings.provider, *_others(settings))}
 
 
 def _connect(provider: str, token: str, base_url: str | None) -> Provider:
@@ -152,14 +186,34 @@ def build_sender(
     settings: Settings, ledger: Ledger, clock: Clock, reach: Callable[[Point], None], gate: Gate
 ) -> Sender:
     """The sender of a worker process."""
+    providers = build_providers(settings)
     return Sender(
         ledger,
-        build_provider(settings),
+        providers[settings.provider],
+        others=tuple(providers.values()),
         clock=clock,
         http_timeout_seconds=settings.http_timeout_seconds,
         namespace=settings.namespace,
         reach=reach,
         heed=gate.heed,
+    )
+
+
+def build_reconciler(settings: Settings, ledger: Ledger, clock: Clock, resume: Callable[[str], None]) -> Reconciler:
+    """What finds out about emails in doubt."""
+    return Reconciler(
+        ledger,
+        build_providers(settings),
+        clock=clock,
+        namespace=settings.namespace,
+        patience=Patience.of(
+            lease=settings.lease_seconds,
+            http_timeout=settings.http_timeout_seconds,
+            evidence=settings.evidence_seconds,
+            visibility=settings.visibility_seconds,
+        ),
+        resume=resume,
+        in_doubt=InDoubt(settings.in_doubt),
     )
 
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
 
 import msgspec
 
+from idem.address import parse_address
 from idem.clock import Deadline
 from idem.email import Email
+from idem.errors import UnsupportedEmail
 from idem.outcome import Outcome
-from idem.providers.base import Batched, Contract, Place, Sighting
+from idem.providers.base import Batched, CannotTell, Contract, Place, Sighting
 from idem.providers.http import Answer, HttpClient, NoAnswer
 from idem.providers.reading import outcome
+
+#: The name of the metadata, variable or argument that carries the derived key, for a look-up to find the email by.
+HANDLE: Final = "idem_key"
+#: How much earlier a look-up asks than it was told, for a provider's clock that is behind ours.
+CLOCK_SKEW_SECONDS: Final = 300.0
+_MAX_ANSWERS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +36,36 @@ class Content:
 def as_json(parts: Mapping[str, Any] | Sequence[Any]) -> Content:
     """JSON with sorted names."""
     return Content(msgspec.json.encode(parts, order="sorted"))
+
+
+def as_mailbox(address: str) -> dict[str, str]:
+    """An address as many APIs want it: `email`, and `name` where it has one."""
+    parsed = parse_address("address", address)
+    return {"email": parsed.spec, "name": parsed.name} if parsed.name else {"email": parsed.spec}
+
+
+def refuse_handle(email: Email) -> None:
+    """Raise `UnsupportedEmail` for metadata under the name that the derived key needs, in any case."""
+    if any(name.lower() == HANDLE for name in email.metadata):
+        raise UnsupportedEmail(
+            "metadata", f"has {HANDLE}, the name under which the email is looked up; take another one"
+        )
+
+
+#: The name that a tag gets where tags have names and values.
+_TAG: Final = "tag"
+
+
+def named_tags(email: Email) -> list[dict[str, str]]:
+    """Metadata and tags for an API whose tags have names: metadata under its own, tags all under `tag`."""
+    pairs = [*sorted(email.metadata.items()), *((_TAG, tag) for tag in email.tags)]
+    return [{"name": name, "value": value} for name, value in pairs]
+
+
+def check_named_tags(email: Email, title: str) -> None:
+    """Raise `UnsupportedEmail` where the two would become one."""
+    if email.tags and _TAG in email.metadata:
+        raise UnsupportedEmail(f"metadata.{_TAG}", f"is the name under which {title} gets the email's tags")
 
 
 def _takes_all(_email: Email) -> None:
@@ -43,10 +82,18 @@ class EachBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WholeBatch:
-    """Emails in one request under one key."""
+    """Emails in one request under one key; `headers` go with it."""
 
     encode: Callable[[Sequence[Email]], Content]
     read: Callable[[Answer | NoAnswer, int], Batched]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Onward:
+    """A look-up that is not over: what to ask next, as a path or as a URL of the same API."""
+
+    path: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +101,7 @@ class Search:
     """A look-up: the path with its query for a derived key and a time, and what its answer shows."""
 
     path: Callable[[str, float], str]
-    read: Callable[[Answer | NoAnswer, str], Sighting]
+    read: Callable[[Answer | NoAnswer, str], Sighting | Onward]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,18 +160,35 @@ class HttpProvider:
         batch = self.contract.batch
         if self._api.whole is None or batch is None:
             raise TypeError(f"{self.contract.title} has no batches under one key")
-        answer = self._post(batch.path, self._api.whole.encode(emails), provider_key, deadline)
+        content = self._api.whole.encode(emails)
+        answer = self._post(batch.path, content, provider_key, deadline, self._api.whole.headers)
         return self._api.whole.read(answer, len(emails))
 
     def find(self, provider_key: str, since: float, deadline: Deadline) -> Sighting:
         """See `Searchable.find`."""
         if self._api.search is None:
             raise TypeError(f"{self.contract.title} has no look-up")
-        url = self._base_url + self._api.search.path(provider_key, since)
-        return self._api.search.read(self._http.get(url, self._headers, deadline), provider_key)
+        path = self._api.search.path(provider_key, since)
+        for _ in range(_MAX_ANSWERS):
+            answer = self._http.get(self._base_url + path, self._headers, deadline)
+            seen = self._api.search.read(answer, provider_key)
+            if not isinstance(seen, Onward):
+                return seen
+            path = seen.path.removeprefix(self._base_url)
+            if not path.startswith("/"):
+                # A URL that an answer names gets our credentials, so it must be one of this API.
+                return CannotTell("the look-up goes on at another address")
+        return CannotTell(f"the look-up was not over after {_MAX_ANSWERS} answers")
 
-    def _post(self, path: str, content: Content, provider_key: str | None, deadline: Deadline) -> Answer | NoAnswer:
-        headers = self._headers | {"Content-Type": content.type}
+    def _post(
+        self,
+        path: str,
+        content: Content,
+        provider_key: str | None,
+        deadline: Deadline,
+        additional: Mapping[str, str] = MappingProxyType({}),
+    ) -> Answer | NoAnswer:
+        headers = self._headers | {"Content-Type": content.type} | dict(additional)
         key = self.contract.key
         if provider_key is not None and key is not None and key.place is Place.HEADER:
             headers[key.name] = provider_key

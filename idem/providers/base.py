@@ -11,7 +11,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from idem.clock import Deadline
 from idem.email import Email
@@ -90,12 +90,14 @@ class Row:
     """One line of an outcome table: an answer with one of `statuses` and, where given, this code and these words.
 
     `code` and `words` are regular expressions, for the whole of the error's code and anywhere in its message.
+    `pause_seconds` is how long to wait where such an answer does not say it: a quota does not pass in seconds.
     """
 
     statuses: Container[int]
     meaning: Meaning
     code: str | None = None
     words: str | None = None
+    pause_seconds: float | None = None
 
     def matches(self, status: int, code: str, message: str) -> bool:
         """Whether the line is about such an answer."""
@@ -163,12 +165,17 @@ class Lookup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one email may have; None where nothing is documented. `bytes` is the size of the whole request."""
+    """What one email may have; None where nothing is documented, 0 where it has no place.
+
+    `recipients` counts cc and bcc too, `to` does not; `bytes` is the size of the whole request.
+    """
 
     recipients: int | None = None
+    to: int | None = None
     tags: int | None = None
     metadata: int | None = None
     reply_to: int | None = None
+    attachments: int | None = None
     bytes: int | None = None
     empty_subject: bool = True
 
@@ -177,12 +184,15 @@ class Limits:
         recipients = len(email.to) + len(email.cc) + len(email.bcc)
         for field, has, most in (
             ("to", recipients, self.recipients),
+            ("to", len(email.to), self.to),
             ("tags", len(email.tags), self.tags),
             ("metadata", len(email.metadata), self.metadata),
             ("reply_to", len(email.reply_to), self.reply_to),
+            ("attachments", len(email.attachments), self.attachments),
         ):
             if most is not None and has > most:
-                raise UnsupportedEmail(field, f"{title} takes at most {most}, this email has {has}")
+                takes = f"at most {most}" if most else "none"
+                raise UnsupportedEmail(field, f"{title} takes {takes}, this email has {has}")
         if not self.empty_subject and not email.subject:
             raise UnsupportedEmail("subject", f"is empty, and {title} requires one")
 
@@ -224,10 +234,14 @@ class Contract:
         """How long a key is remembered; None without keys."""
         return self.key.window_seconds if self.key is not None else None
 
+    def row(self, status: int, code: str, message: str) -> Row:
+        """The line of the table that is about such an answer; one that says UNCLEAR where there is none."""
+        found = (row for row in self.table if row.matches(status, code, message))
+        return next(found, Row({status}, Meaning.UNCLEAR))
+
     def meaning(self, status: int, code: str, message: str) -> Meaning:
         """What an answer says."""
-        found = (row.meaning for row in self.table if row.matches(status, code, message))
-        return next(found, Meaning.UNCLEAR)
+        return self.row(status, code, message).meaning
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +291,7 @@ class Provider(Protocol):
         ...
 
 
+@runtime_checkable
 class Searchable(Provider, Protocol):
     """A provider whose contract has a `lookup`."""
 

@@ -51,12 +51,16 @@ class Answer:
     headers: Mapping[str, str]
     body: bytes
 
-    def json_object(self) -> dict[str, Any]:
-        """The body as a JSON object; empty when it is anything else, as a proxy's error page is."""
+    def json(self) -> Any:
+        """The body as JSON; None when it is anything else, as a proxy's error page is."""
         try:
-            decoded = msgspec.json.decode(self.body)
+            return msgspec.json.decode(self.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return {}
+            return None
+
+    def json_object(self) -> dict[str, Any]:
+        """The body as a JSON object; empty when it is anything else."""
+        decoded = self.json()
         return decoded if isinstance(decoded, dict) else {}
 
     def retry_after(self) -> float | None:

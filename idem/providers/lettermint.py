@@ -1,18 +1,35 @@
-"""Lettermint: `POST /v1/send` under an `Idempotency-Key`."""
+"""Lettermint: `POST /v1/send` under an `Idempotency-Key`, and `POST /v1/send/batch` with a key for each email."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from datetime import date
-from typing import Any, Final
+from http import HTTPStatus
+from typing import Annotated, Any, Final
+
+import msgspec
 
 from idem.email import Email
-from idem.providers.api import Api, Content, HttpProvider, as_json
-from idem.providers.base import USUAL, Contract, Key, Limits, Meaning, Memory, Place, Reply, Row
+from idem.errors import UnsupportedEmail
+from idem.outcome import Accepted, NotSent, Outcome, Rejected, Unknown
+from idem.providers.api import Api, Content, EachBatch, HttpProvider, as_json
+from idem.providers.base import USUAL, Batch, BatchKeys, Contract, Key, Limits, Meaning, Memory, Place, Reply, Row
+from idem.providers.http import Answer, NoAnswer
+from idem.providers.reading import is_accepted, outcome
+
+#: "Alphanumeric, underscores, hyphens, spaces allowed."
+_TAG: Final = re.compile(r"[A-Za-z0-9_ -]+")
+_INDEXED: Final = re.compile(r"\d{1,3}\.")
 
 CONTRACT: Final = Contract(
     name="lettermint",
     title="Lettermint",
-    sources=("https://lettermint.co/docs/platform/emails/idempotency",),
+    sources=(
+        "https://lettermint.co/docs/platform/emails/idempotency",
+        "https://lettermint.co/docs/api-reference/sending/send",
+        "https://pypi.org/project/lettermint/3.2.0/",
+    ),
     checked=date(2026, 11, 22),
     base_url="https://api.lettermint.co/v1",
     memory=Memory.REPLAYS,
@@ -23,8 +40,9 @@ CONTRACT: Final = Contract(
         Row({409}, Meaning.IN_PROGRESS),
         *USUAL,
     ),
-    reply=Reply(message_id=("message_id",)),
+    reply=Reply(message_id=("message_id",), code=("error.code",), message=("message", "error.message")),
     limits=Limits(tags=1, empty_subject=False),
+    batch=Batch(path="/send/batch", most=500, keys=BatchKeys.EACH),
     contradictions=(
         "another body under a key: one page gives 422, a later one and the SDK 3.2.0 give 409; the words decide",
     ),
@@ -33,11 +51,104 @@ CONTRACT: Final = Contract(
 
 def encode(email: Email, _provider_key: str) -> Content:
     """The request body; all of an `Email` has a place in it."""
+    return as_json(_parts(email))
+
+
+def _parts(email: Email) -> dict[str, Any]:
     parts: dict[str, Any] = email.as_dict()
     tags = parts.pop("tags", None)
     if tags:
         parts["tag"] = tags[0]
-    return as_json(parts)
+    return parts
+
+
+def check(email: Email) -> None:
+    """Refuse a tag that it does not allow."""
+    if not all(_TAG.fullmatch(tag) for tag in email.tags):
+        raise UnsupportedEmail("tags", f"may have only letters, digits, spaces, _ and - at {CONTRACT.title}")
+
+
+def encode_batch(emails: Sequence[tuple[Email, str]]) -> Content:
+    """The request body for many, each with its key."""
+    return as_json([_parts(email) | {"idempotency_key": provider_key} for email, provider_key in emails])
+
+
+class _Sent(msgspec.Struct):
+    message_id: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class _Listed(_Sent):
+    index: int
+
+
+class _Details(msgspec.Struct):
+    accepted: list[_Listed]
+
+
+class _Error(msgspec.Struct):
+    details: _Details
+
+
+class _Refusal(msgspec.Struct):
+    error: _Error
+
+
+_SENT: Final = msgspec.json.Decoder(list[_Sent])
+_REFUSAL: Final = msgspec.json.Decoder(_Refusal)
+_UNDECODED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+def read_batch(answer: Answer | NoAnswer, count: int) -> tuple[Outcome, ...]:
+    """What became of each of `count` emails.
+
+    They are accepted in order; when one fails, the answer lists those before it, and the others were not reached. A
+    batch that is refused as a whole (409 for any of its keys, a validation error that names no email) sent nothing, and
+    does not say whose fault it was: each email is then `NotSent`, and finds out alone.
+    """
+    if isinstance(answer, NoAnswer):
+        return (answer.outcome(),) * count
+    whole = outcome(CONTRACT, answer)
+    if is_accepted(CONTRACT, answer):
+        return _sent(answer, count) or (Unknown(f"HTTP {answer.status}: not an id for each email"),) * count
+    listed = _listed(answer)
+    return tuple(
+        Accepted(listed[index]) if index in listed else _left(answer, whole, index in _blamed(answer, listed), count)
+        for index in range(count)
+    )
+
+
+def _sent(answer: Answer, count: int) -> tuple[Outcome, ...] | None:
+    try:
+        sent = _SENT.decode(answer.body)
+    except _UNDECODED:
+        return None
+    return tuple(Accepted(one.message_id) for one in sent) if len(sent) == count else None
+
+
+def _listed(answer: Answer) -> dict[int, str]:
+    """The emails that were accepted before one failed: index to id."""
+    try:
+        refusal = _REFUSAL.decode(answer.body)
+    except _UNDECODED:
+        return {}
+    return {one.index: one.message_id for one in refusal.error.details.accepted}
+
+
+def _blamed(answer: Answer, listed: Mapping[int, str]) -> set[int]:
+    """The emails that failed: the first that is not listed, or those that the validation errors name (`2.to.0`)."""
+    errors = answer.json_object().get("errors")
+    named = {int(name.partition(".")[0]) for name in errors if _INDEXED.match(name)} if isinstance(errors, dict) else ()
+    return {*named, *({len(listed)} if listed else ())}
+
+
+def _left(answer: Answer, whole: Outcome, blamed: bool, count: int) -> Outcome:  # noqa: FBT001 - a fact, not a mode
+    """The outcome of an email that is not listed as accepted."""
+    if count == 1 or (blamed and isinstance(whole, Rejected)):
+        return whole
+    if isinstance(whole, Rejected) or answer.status == HTTPStatus.CONFLICT:
+        detail = whole.detail if isinstance(whole, Rejected | Unknown) else ""
+        return NotSent(f"the batch was refused: {detail}", answer.retry_after())
+    return whole
 
 
 API: Final = Api(
@@ -45,6 +156,8 @@ API: Final = Api(
     path="/send",
     authorize=lambda token: {"x-lettermint-token": token},
     encode=encode,
+    check=check,
+    each=EachBatch(encode=encode_batch, read=read_batch),
 )
 
 

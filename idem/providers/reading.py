@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final
 
+import msgspec
+
 from idem.outcome import Accepted, Ground, NotSent, Outcome, Rejected, Unknown
 from idem.privacy import redact
-from idem.providers.base import Contract, Meaning
+from idem.providers.base import Batched, CannotTell, Contract, Keeps, Meaning
 from idem.providers.http import Answer, NoAnswer
 
 _DAY_SECONDS: Final = 86_400.0
@@ -29,20 +32,30 @@ def outcome(contract: Contract, answer: Answer | NoAnswer) -> Outcome:
     code, message = error_of(contract, answer, body)
     said = " ".join(filter(None, (code, message))) or "no message"
     detail = redact(f"HTTP {answer.status}: {said}{_blamed(body)}")
-    wait = retry_after(contract, answer, body)
-    meaning = contract.meaning(answer.status, code, message)
+    row = contract.row(answer.status, code, message)
+    meaning, wait = row.meaning, retry_after(contract, answer, body)
+    wait = row.pause_seconds if wait is None else wait
     if meaning is Meaning.ACCEPTED:
         return _accepted(contract, answer, body, detail)
     if meaning is Meaning.KNOWN:
         return Accepted(first_text(contract.reply.message_id, answer, body), replayed=True)
     if meaning in _GROUNDS:
-        return Rejected(detail, _GROUNDS[meaning])
-    # A request that is running is about one key; whoever else names a time is, like 429 (RFC 6585), about all requests.
-    asked = wait is not None and meaning is not Meaning.IN_PROGRESS
-    limited = asked or answer.status == HTTPStatus.TOO_MANY_REQUESTS
-    if meaning in {Meaning.CREDENTIALS, Meaning.NOT_NOW}:
-        return NotSent(detail, wait, credentials=meaning is Meaning.CREDENTIALS, limited=limited)
-    return Unknown(detail, wait, limited=limited)
+        return Rejected(detail, _GROUNDS[meaning], replayed=is_replay(contract, answer))
+    limited = _limits_all(contract, answer, meaning, wait)
+    if meaning not in {Meaning.CREDENTIALS, Meaning.NOT_NOW}:
+        return Unknown(detail, wait, limited=limited)
+    kept = contract.key is not None and Keeps.REFUSALS in contract.key.keeps
+    credentials, replayed = meaning is Meaning.CREDENTIALS, is_replay(contract, answer)
+    return NotSent(detail, wait, credentials=credentials, burnt=kept, replayed=replayed, limited=limited)
+
+
+def _limits_all(contract: Contract, answer: Answer, meaning: Meaning, wait: float | None) -> bool:
+    """Whether the answer asks everybody to wait: 429 (RFC 6585), or any that names a time.
+
+    Not one about a request that is running, which is about one key; and not one that was given before.
+    """
+    asked = answer.status == HTTPStatus.TOO_MANY_REQUESTS or wait is not None
+    return asked and meaning is not Meaning.IN_PROGRESS and not is_replay(contract, answer)
 
 
 def _accepted(contract: Contract, answer: Answer, body: Mapping[str, Any], detail: str) -> Outcome:
@@ -51,6 +64,33 @@ def _accepted(contract: Contract, answer: Answer, body: Mapping[str, Any], detai
     if not message_id or len(message_id) > _MAX_MESSAGE_ID:
         return Unknown(f"{detail} without an id")
     return Accepted(message_id, replayed=is_replay(contract, answer))
+
+
+def batched(
+    contract: Contract, answer: Answer | NoAnswer, each: Callable[[bytes], tuple[Accepted | Rejected, ...] | None]
+) -> Batched:
+    """What the exchange proves of a request with many emails.
+
+    `each` reads the emails from the body of an accepted one; None, or a body that msgspec cannot decode for it, is one
+    that does not say what became of each.
+    """
+    if isinstance(answer, NoAnswer) or not is_accepted(contract, answer):
+        return Batched(outcome(contract, answer))
+    try:
+        found = each(answer.body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        found = None
+    if found is None:
+        return Batched(Unknown(f"HTTP {answer.status}: the answer does not say what became of each email"))
+    replayed = is_replay(contract, answer)
+    whole = Accepted(first_text(contract.reply.message_id, answer, answer.json_object()), replayed)
+    return Batched(whole, tuple(replace(one, replayed=replayed) if isinstance(one, Accepted) else one for one in found))
+
+
+def is_accepted(contract: Contract, answer: Answer) -> bool:
+    """Whether the request was accepted, whatever became of the emails in it."""
+    code, message = error_of(contract, answer, answer.json_object())
+    return contract.meaning(answer.status, code, message) is Meaning.ACCEPTED
 
 
 def is_replay(contract: Contract, answer: Answer) -> bool:
@@ -88,6 +128,18 @@ def first_text(paths: tuple[str, ...], answer: Answer, body: Mapping[str, Any]) 
     """The first of these places that holds a text."""
     found = (_at(path, answer, body) for path in paths)
     return next((value for value in found if isinstance(value, str) and value), None)
+
+
+def listed(answer: Answer | NoAnswer, name: str) -> list[dict[str, Any]] | CannotTell:
+    """The objects that a look-up's answer lists under this name; only what is documented counts as an answer."""
+    if isinstance(answer, NoAnswer):
+        return CannotTell(answer.detail)
+    found = answer.json_object().get(name)
+    if answer.status != HTTPStatus.OK:
+        return CannotTell(f"the look-up was answered with HTTP {answer.status}")
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        return CannotTell(f"the look-up's answer has no list of {name}")
+    return found
 
 
 def _at(path: str, answer: Answer, body: Mapping[str, Any]) -> object:

@@ -53,7 +53,7 @@ def overhead(cells: Cells, emails: int, rate: Rate | None) -> None:
     for _ in range(emails):
         while gate.enter():
             gate.leave()
-        gate.heed("k", Accepted("id"))
+        gate.heed("bench", "k", Accepted("id"))
         gate.leave()
     seconds = time.perf_counter() - begun
     store = type(cells).__name__
@@ -74,7 +74,7 @@ def operations(rate: Rate | None) -> None:
     for _ in range(60 * 200):
         for gate in gates:
             if not gate.enter():
-                gate.heed("k", Accepted("id"))
+                gate.heed("bench", "k", Accepted("id"))
                 sent += 1
             gate.leave()
         clock.sleep(0.005)
@@ -87,7 +87,10 @@ def operations(rate: Rate | None) -> None:
 
 
 def outage(*, gated: bool) -> tuple[int, int, float]:
-    """Requests during an outage, attempts in all, and when all jobs were done; by a simulation of events."""
+    """Requests during an outage, attempts in all, and when all jobs were done; by a simulation of events.
+
+    Each answer is known at once: real processes add the requests that are under way when the first one fails.
+    """
     clock, policy, cells = FakeClock(), Policy(backoff_seconds=1.0), MemoryStore()
     start = clock.boot()
     end = start + _OUTAGE_SECONDS
@@ -114,7 +117,7 @@ def outage(*, gated: bool) -> tuple[int, int, float]:
         answered = clock.booted + _CALL_SECONDS
         outcome: Outcome = Unknown("down") if down else Accepted("id")
         if gated:
-            gates[process].heed(str(job), outcome)
+            gates[process].heed("bench", str(job), outcome)
             gates[process].leave()
         heapq.heappush(threads, (answered, process))
         if down:
@@ -144,9 +147,7 @@ def main() -> None:
     _say(f"\n{_PROCESSES} processes:")
     for rate in (None, Rate(2, 2), Rate(20, 5), Rate(100, 25)):
         operations(rate)
-    _say(
-        f"\nan outage of {_OUTAGE_SECONDS:g} s, {_JOBS} jobs, {_PROCESSES} x {_THREADS} threads (simulated, each answer known at once):"
-    )
+    _say(f"\nan outage of {_OUTAGE_SECONDS:g} s, {_JOBS} jobs, {_PROCESSES} x {_THREADS} threads; simulated:")
     for name, gated in (("with the gate", True), ("without it", False)):
         during, total, seconds = outage(gated=gated)
         _say(f"{name:<14} {during:>6,} requests during it, {total / _JOBS:.2f} attempts an email, done {seconds:.1f} s")

@@ -85,7 +85,7 @@ def attempt(gate: Gate, outcome: Outcome, key: str = "k") -> float:
     """One email: 0.0 when it was let through, and came to `outcome`."""
     wait = gate.enter()
     if not wait:
-        gate.heed(key, outcome)
+        gate.heed("fake", key, outcome)
     gate.leave()
     return wait
 
@@ -253,7 +253,7 @@ class TestCircuit:
         assert 0 < other.enter() <= LOOK_SECONDS, "a probe is soon over"
         other.leave()
 
-        one.heed("k", Accepted("id"))
+        one.heed("fake", "k", Accepted("id"))
         one.leave()
 
         assert attempt(one, Accepted("id")) == 0.0
@@ -325,7 +325,7 @@ class TestCircuit:
         stored = cells.read_cell("fake")
         probing = pace.decode(stored)
         assert cells.swap_cell("fake", stored, pace.encode(replace(probing, version=99, next_at=1.0))) is None
-        gate.heed("k", DOWN)
+        gate.heed("fake", "k", DOWN)
         gate.leave()
 
         assert (gate.look().strikes, gate.look().version, gate.look().probing) == (2, 100, False)
@@ -360,7 +360,7 @@ class TestTroubleWithTheStore:
         one, other = make_gate(cells, clock), make_gate(cells, clock)
         assert one.enter() == 0.0
         setattr(cells, trouble, True)
-        one.heed("k", LIMITED)
+        one.heed("fake", "k", LIMITED)
         one.leave()
         setattr(cells, trouble, False)
 
@@ -375,7 +375,7 @@ class TestTroubleWithTheStore:
         clock.sleep(1.0)
         assert gate.enter() == 0.0
         cells.silent = True
-        gate.heed("k", ending)
+        gate.heed("fake", "k", ending)
         gate.leave()
 
 

@@ -293,7 +293,7 @@ class Search:
         def compute() -> int:
             stored = self._record(number)
             testified = protocol.testify(
-                stored, Accepted("m"), claim_id=claim_id, now=self._now(index), rules=self._rules
+                stored, Accepted("m"), claim_id=claim_id, now=self._now(index), rules=self._rules, detail=None
             )
             return self._number(stored, testified)
 

@@ -431,7 +431,9 @@ def test_an_answer_that_the_ledger_lost_costs_nothing(bench: Bench, write: int, 
     """Claim, freeze or settle was applied, and the ledger answers again at once: the own write is recognised."""
     bench.provider.window_seconds = window
     bench.store.faults = {write: Fault.ANSWER_LOST}
-    assert bench.sender().send(RENDER).record.state is State.SENT
+    result = bench.sender().send(RENDER)
+    assert isinstance(result, Ended)
+    assert result.record.state is State.SENT
     assert len(bench.provider.accepted) == 1
 
 

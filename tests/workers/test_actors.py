@@ -94,7 +94,7 @@ def worker(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[dramatiq.W
 class TestGate:
     def _pause(self, stage: Stage, seconds: float) -> None:
         assert stage.app.gate.enter() == 0.0
-        stage.app.gate.heed("k", NotSent("HTTP 429", seconds, limited=True))
+        stage.app.gate.heed("lettermint", "k", NotSent("HTTP 429", seconds, limited=True))
         stage.app.gate.leave()
 
     def test_a_paused_provider_costs_no_claim_and_no_try(self, stage: Stage, sandbox: Sandbox) -> None:
@@ -124,7 +124,7 @@ class TestGate:
         sandbox.order("accept_then_drop", times=1)
         stage.send(make_email(), "k")
         assert stage.state("k") is State.UNSURE
-        due = stage.app.ledger.last_replay("k")
+        due = stage.app.ledger.passes_at("k")
         assert due is not None
         self._pause(stage, 1.1 * (due - time.time()))
 

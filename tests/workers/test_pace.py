@@ -105,7 +105,7 @@ class TestStatus:
         sandbox.order("429", times=1, retry_after=2)
         run_idem("worker", "--until-empty")
         app.gate.enter()
-        app.gate.heed("k", NotSent("HTTP 429: slow down", 60.0, limited=True))
+        app.gate.heed("lettermint", "k", NotSent("HTTP 429: slow down", 60.0, limited=True))
         app.gate.leave()
 
         shown = call_idem("status", "--json").json["provider"]
@@ -117,7 +117,7 @@ class TestStatus:
     def test_an_open_circuit_is_shown(self, app: App, call_idem: RunIdem) -> None:
         for number in range(5):
             assert app.gate.enter() == 0.0
-            app.gate.heed(f"k{number}", Unknown("HTTP 503: down"))
+            app.gate.heed("lettermint", f"k{number}", Unknown("HTTP 503: down"))
             app.gate.leave()
 
         shown = call_idem("status", "--json").json["provider"]

@@ -19,6 +19,7 @@ _EXAMPLES = {
     "IDEM_BODIES_BUCKET": "a-bucket",
     "IDEM_RATE_BURST": 2.0,
     "IDEM_RATE_PER_SECOND": 10.0,
+    "IDEM_FALLBACK_PROVIDER": "lettermint",
 }
 
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from idem.providers.lettermint import CONTRACT
-from workers.sandbox.dialect import Attachment, Dialect, Endpoint, Mail, Reply
+from workers.sandbox.dialect import Attachment, Call, Dialect, Endpoint, Mail, Refused, Reply, Taken
 
 _TOKEN = re.compile(r"[!-~]+")
 _ADDRESS = re.compile(r'(?:[^\s<>@"(),:;\\]+|"[^"\r\n]+")@[^\s<>@"(),:;\\]+')
@@ -133,10 +133,10 @@ def _attachment(item: object) -> Attachment | None:
     return Attachment(filename, content_type if isinstance(content_type, str) else None, size)
 
 
-def _read_send(parsed: object) -> tuple[Mail, ...] | Reply:
-    if not isinstance(parsed, dict):
+def _read_send(call: Call) -> tuple[Mail, ...] | Reply:
+    if not isinstance(call.parsed, dict):
         return _refusal(400, "The request body must be a JSON object.")
-    form = _Form(parsed)
+    form = _Form(call.parsed)
     sender, subject = form.text("from", required=True), form.text("subject", required=True)
     if sender and not _bare(sender):
         form.blame("from", "must be a valid email address")
@@ -158,8 +158,10 @@ def _read_send(parsed: object) -> tuple[Mail, ...] | Reply:
     return _invalid(form.errors) if form.errors else (mail,)
 
 
-def _answer_send(ids: Sequence[str]) -> Reply:
-    return Reply(202, {"message_id": ids[0], "status": "pending"})
+def _answer_send(results: Sequence[Taken | Refused]) -> Reply:
+    (taken,) = results
+    assert isinstance(taken, Taken)
+    return Reply(202, {"message_id": taken.id, "status": "pending"})
 
 
 def _account(headers: Mapping[str, str]) -> str | None:

@@ -13,7 +13,7 @@ from idem.protocol import State
 from tests.workers.parts import RunIdem, Sandbox, make_email
 from workers import App, Settings
 
-_STATES = ["rendering", "sending", "retry", "unsure", "sent", "rejected", "in_doubt", "split"]
+_STATES = ["rendering", "sending", "retry", "unsure", "sent", "rejected", "in_doubt", "dropped", "split"]
 
 
 @pytest.fixture

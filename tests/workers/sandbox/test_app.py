@@ -12,7 +12,8 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from workers.sandbox.app import MAX_BODY_BYTES, build_app
+from workers.sandbox.app import build_app
+from workers.sandbox.exchange import MAX_BODY_BYTES
 
 EMAIL = {"from": "shop@example.com", "to": ["ann@example.com"], "subject": "Hello", "text": "Hi"}
 

@@ -13,7 +13,7 @@ import pytest
 from idem.providers.base import Keeps, Key, Memory, Place
 from idem.providers.lettermint import CONTRACT
 from workers.sandbox.app import build_app, running
-from workers.sandbox.dialect import Dialect, Endpoint, Mail, Reply
+from workers.sandbox.dialect import Call, Dialect, Endpoint, Mail, Refused, Reply, Taken
 
 EMAIL = {"from": "shop@example.com", "to": ["ann@example.com"], "subject": "Hello", "text": "Hi"}
 DAY = 86_400.0
@@ -155,15 +155,15 @@ def test_the_window() -> None:
         ]
 
 
-def read_bulk(parsed: object) -> tuple[Mail, ...] | Reply:
-    """Read an invented bulk request: a list of recipients."""
-    if not isinstance(parsed, list) or not parsed:
+def read_bulk(call: Call) -> list[Mail | Refused] | Reply:
+    """Read an invented bulk request: a list of recipients, of which some are refused."""
+    if not isinstance(call.parsed, list) or not call.parsed:
         return Reply(400, {"error": "empty"})
-    return tuple(Mail(sender="a@b.c", to=(str(to),), subject="Bulk") for to in parsed)
+    return [Mail(sender="a@b.c", to=(to,), subject="Bulk") if "@" in to else Refused(f"{to}?") for to in call.parsed]
 
 
-def answer_bulk(ids: Sequence[str]) -> Reply:
-    return Reply(200, {"ids": list(ids)})
+def answer_bulk(results: Sequence[Taken | Refused]) -> Reply:
+    return Reply(200, {"ids": [one.id if isinstance(one, Taken) else one.why for one in results]})
 
 
 STRICT = Dialect(
