@@ -194,11 +194,12 @@ def build_reconciler(settings: Settings, ledger: Ledger, clock: Clock, resume: C
 def build_broker(settings: Settings) -> RedisBroker:
     """The broker that `IDEM_BROKER_URL` names; nothing is connected or started before it is used."""
     scheme, _, rest = settings.broker_url.partition("://")
-    if scheme not in {"embedded", "redis", "rediss"} or not rest:
+    if scheme.partition("+")[0] not in {"embedded", "redis", "rediss"} or not rest:
         raise SettingsError("IDEM_BROKER_URL names no broker: write embedded://DIR or redis://host:port/db")
     try:
         from workers.brokers.embedded import EmbeddedBroker  # noqa: PLC0415 - an extra, imported when asked for
-        from workers.brokers.redis import RedisBroker, connect  # noqa: PLC0415 - the same
+        from workers.brokers.redis import RedisBroker  # noqa: PLC0415 - the same
+        from workers.brokers.servers import connect  # noqa: PLC0415 - the same
     except ImportError as error:
         raise MissingExtra("local" if scheme == "embedded" else "redis", "the broker") from error
     namespace, visibility_seconds = settings.namespace, settings.visibility_seconds

@@ -44,11 +44,13 @@ from idem.providers.base import (
     Searchable,
     Sighting,
 )
+from idem.providers.submission import Stage
 from idem.reconcile import Patience, Reconciler
 from idem.send import Ended, Later, Resume, Sender
 from idem.stores.base import Store
 from idem.stores.memory import MemoryStore
 from tests.fakes import make_email
+from workers.sandbox import smtp
 from workers.sandbox.app import Sandbox, build_app, running
 from workers.sandbox.dialect import Dialect, Reply
 from workers.sandbox.faults import Fault, Kind, Target
@@ -208,9 +210,9 @@ def lab() -> Iterator[Lab]:
     """A sandbox of every provider, for as long as the context lasts."""
     clock = JumpingClock()
     app = build_app(clock, seed=1)
-    smtp = listen("127.0.0.1", 0)
-    with mock.patch.dict(os.environ, _ENVIRONMENT), smtp, running(app, smtp=smtp) as url:
-        place = Lab(clock, app.state.sandbox, url, smtp.getsockname()[1])
+    listener = listen("127.0.0.1", 0)
+    with mock.patch.dict(os.environ, _ENVIRONMENT), listener, running(app, smtp=listener) as url:
+        place = Lab(clock, app.state.sandbox, url, listener.getsockname()[1])
         yield place
         place.disconnect()
 
@@ -221,28 +223,32 @@ def strikes(dialect: Dialect, kind: Kind) -> bool:
     return words.get(kind, True) is not None
 
 
-def expected(dialect: Dialect, kind: Kind) -> type[Outcome] | None:
-    """What an attempt that meets the fault is known to have done: the contract's table, over the provider's words.
-
-    None for a reply by SMTP, which says something else at each turn; what holds for every outcome holds for it.
-    """
+def expected(dialect: Dialect, kind: Kind) -> type[Outcome]:
+    """What an attempt that meets the fault is known to have done: the contract's table, over the provider's words."""
+    if dialect in smtp.DIALECTS:
+        return _expected_by_smtp(dialect, kind)
     reply = _reply(dialect, kind)
-    if reply is not None and speaks_smtp(dialect.contract):
-        return None
     if reply is None:
         return Unknown
     return _TYPES[dialect.contract.meaning(reply.status, *_said(dialect.contract, reply))]
 
 
+def _expected_by_smtp(dialect: Dialect, kind: Kind) -> type[Outcome]:
+    """The same where the code is what a reply is to."""
+    reply = smtp.reply_to(kind, dialect)
+    stage = Stage.MAIL if kind in smtp.AT_MAIL else Stage.END
+    return Unknown if reply is None else _TYPES[dialect.contract.meaning(reply.status, stage, str(reply.body))]
+
+
 def expected_of_each(dialect: Dialect, kind: Kind) -> type[Outcome] | None:
     """The same for each email of a request with many.
 
-    Where each has its own key, a refusal of the whole does not say which of them it is about, or (409) which is in use:
-    nothing was done for any of them, and each can go alone.
+    None where each has its own key, and a refusal of the whole does not say which of them it is about, or (409) which
+    is in use: nothing was done for any of them, and the adapter may send them apart.
     """
     whole, batch = expected(dialect, kind), dialect.contract.batch
     vague = whole is Rejected or kind is Kind.IN_PROGRESS
-    return NotSent if vague and batch is not None and batch.keys is BatchKeys.EACH else whole
+    return None if vague and batch is not None and batch.keys is BatchKeys.EACH else whole
 
 
 def _reply(dialect: Dialect, kind: Kind) -> Reply | None:

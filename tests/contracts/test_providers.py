@@ -61,7 +61,7 @@ def test_faults(place: Lab, name: str, kind: Kind) -> None:
     place.order(name, kind)
     patient = only_patience_helps(dialect, kind)
     ending = drive(place, name, email, kind, lambda: place.await_acceptance(email) if patient else None)
-    outcome = expected(dialect, kind) or type(ending.first)
+    outcome = expected(dialect, kind)
     assert type(ending.first) is outcome, ending.first
     assert not (lands(kind) and outcome in {NotSent, Rejected})
     assert ending.record.state is promised(dialect.contract, outcome), ending.record.history
@@ -87,10 +87,14 @@ def test_faults_of_batches(place: Lab, name: str, kind: Kind) -> None:
     dialect, adapter, emails = place.dialect(name), place.connect(name), [place.email() for _ in range(3)]
     place.order(name, kind)
     first = place.attempt_batch(adapter, emails, IMPATIENCE_SECONDS if kind in SILENT else PATIENCE_SECONDS)
-    assert {type(one) for one in first} == {expected_of_each(dialect, kind)}, first
+    outcome = expected_of_each(dialect, kind)
+    if outcome is None:
+        assert [place.acceptances(email) for email in emails] == [type(one) is Accepted for one in first]
+    else:
+        assert {type(one) for one in first} == {outcome}, first
     if only_patience_helps(dialect, kind):
         place.await_acceptance(emails[-1])
-    if expected_of_each(dialect, kind) is Rejected:
+    if outcome is Rejected:
         assert not any(map(place.acceptances, emails))
         return
     again = place.attempt_batch(adapter, emails, PATIENCE_SECONDS)
@@ -106,7 +110,7 @@ def test_phases(place: Lab, name: str, phase: Phase) -> None:
     with proxy.playing(phase):
         outcome = place.attempt(place.connect(name, proxy.url), email, seconds=phase.patience_seconds)
     if speaks_smtp(place.dialect(name).contract) and phase.outcome is Unknown:
-        # It was cut in an early turn.
+        # It was cut in an early turn; the later ones have tests of their own, beside the adapter's.
         assert (type(outcome), place.acceptances(email)) == (NotSent, 0)
         return
     assert type(outcome) is phase.outcome, outcome
@@ -163,7 +167,7 @@ def test_a_key_in_use(place: Lab, name: str) -> None:
     assert type(place.attempt(adapter, email, seconds=IMPATIENCE_SECONDS)) is Unknown
     meanwhile = place.attempt(adapter, email)
     if dialect.in_progress is not None:
-        assert type(meanwhile) is (expected(dialect, Kind.IN_PROGRESS) or NotSent)
+        assert type(meanwhile) is expected(dialect, Kind.IN_PROGRESS)
     elif dialect.contract.memory is not Memory.NONE:
         assert type(meanwhile) is Accepted
     place.await_acceptance(email)

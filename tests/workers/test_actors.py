@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import logging
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -15,6 +16,8 @@ from typing import Any
 import dramatiq
 import pytest
 from dramatiq import Message
+from dramatiq.middleware import Interrupt, Shutdown, TimeLimitExceeded
+from dramatiq.threading import raise_thread_exception
 
 from idem import Email, State
 from idem.errors import BrokerUnavailable, JobError
@@ -440,3 +443,58 @@ class TestRefusing:
         assert stage.performer is not None
         with pytest.raises(RuntimeError, match="inside a worker only"):
             stage.app.broker.get_actor("idem")()
+
+
+class TestInterrupts:
+    """Dramatiq raises these in another thread's middle, at any instruction: each counts as a crash."""
+
+    @pytest.mark.usefixtures("worker")
+    @pytest.mark.parametrize(
+        ("point", "kind"),
+        [
+            (Point.BEFORE_CLAIM, Shutdown),
+            (Point.CLAIMED, TimeLimitExceeded),
+            (Point.BEFORE_CALL, Shutdown),
+            (Point.ANSWERED, TimeLimitExceeded),
+            (Point.SETTLED, Shutdown),
+        ],
+    )
+    def test_in_a_thread_that_sends(self, stage: Stage, sandbox: Sandbox, point: Point, kind: type[Interrupt]) -> None:
+        interrupted: list[Point] = []
+
+        def interrupt(reached: Point) -> None:
+            if reached is point and not interrupted:
+                interrupted.append(reached)
+                raise_thread_exception(threading.get_ident(), kind)
+
+        stage.on_point = interrupt
+        stage.app.enqueue(make_email(), key="k")
+
+        wait_for(lambda: stage.state("k") is State.SENT and stage.backlog().pending == 0)
+        assert interrupted == [point]
+        assert len(sandbox.accepted()) == 1
+        assert stage.backlog().dead == 0
+
+    @pytest.mark.usefixtures("worker")
+    @pytest.mark.parametrize("point", [Point.CLAIMED, Point.RENDERED, Point.FROZEN, Point.ANSWERED, Point.SETTLED])
+    def test_in_a_thread_that_builds(self, stage: Stage, sandbox: Sandbox, point: Point) -> None:
+        interrupted: list[Point] = []
+
+        def interrupt(reached: Point) -> None:
+            if reached is point and not interrupted:
+                interrupted.append(reached)
+                raise_thread_exception(threading.get_ident(), Shutdown)
+
+        stage.on_point = interrupt
+        job = stage.app.job("job")(make_email)
+        job.send(key="k")
+
+        wait_for(lambda: stage.state("k") is State.SENT and stage.backlog().pending == 0)
+        assert interrupted == [point]
+        assert len(sandbox.accepted()) == 1
+
+    def test_none_of_our_middleware_raises_any(self, stage: Stage) -> None:
+        """Neither a time limit, as the HTTP timeout is one, nor a shutdown, as what was begun is finished."""
+        names = {type(middleware).__name__ for middleware in stage.app.broker.middleware}
+
+        assert not names & {"TimeLimit", "ShutdownNotifications", "Retries", "AgeLimit", "Callbacks", "Pipelines"}

@@ -1,0 +1,177 @@
+"""Amazon SES in the sandbox: boto3, unchanged, and our adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import boto3  # type: ignore[import-untyped]
+import httpx
+import pytest
+from botocore.config import Config  # type: ignore[import-untyped]
+from botocore.exceptions import ClientError  # type: ignore[import-untyped]
+
+from idem.clock import Deadline, SystemClock
+from idem.outcome import Accepted, NotSent, Outcome, Rejected, Unknown
+from idem.providers import ses
+from idem.providers.http import HttpClient
+from tests import services
+from tests.fakes import make_email
+from workers.sandbox.app import build_app, running
+
+KEY = "k" * 43
+CALL: dict[str, Any] = {
+    "FromEmailAddress": "Shop <shop@example.com>",
+    "Destination": {"ToAddresses": ["Ann <ann@example.com>"], "BccAddresses": ["hidden@example.com"]},
+    "Content": {"Simple": {"Subject": {"Data": "Hello"}, "Body": {"Text": {"Data": "Hi"}}}},
+    "EmailTags": [{"Name": "idem_key", "Value": KEY}],
+}
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running(build_app(seed=1)) as url:
+        yield url
+
+
+@pytest.fixture
+def sandbox(url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A sandbox that has accepted nothing, and credentials that are worth nothing."""
+    for name, value in {**services.CREDENTIALS, "AWS_REGION": "eu-west-1"}.items():
+        monkeypatch.setenv(name, value)
+    httpx.delete(f"{url}/api/accepted")
+    httpx.delete(f"{url}/api/faults")
+    return url
+
+
+@pytest.fixture
+def client(sandbox: str) -> Iterator[Any]:
+    config = Config(retries={"total_max_attempts": 1})
+    client = boto3.client("sesv2", region_name="eu-west-1", endpoint_url=f"{sandbox}/ses", config=config)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def adapter(sandbox: str) -> Iterator[ses.SesProvider]:
+    http = HttpClient()
+    yield ses.SesProvider(f"{sandbox}/ses", http)
+    http._connection()[1].close()
+
+
+def accepted(url: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = httpx.get(f"{url}/api/accepted", params={"provider": "ses"}).json()
+    return found
+
+
+def test_a_simple_message(client: Any, sandbox: str) -> None:
+    message_id = client.send_email(**CALL)["MessageId"]
+    (entry,) = accepted(sandbox)
+    assert (entry["id"], entry["to"], entry["subject"]) == (message_id, ["ann@example.com"], "Hello")
+    whole = httpx.get(f"{sandbox}/api/accepted/{message_id}").json()
+    assert whole["from"] == "Shop <shop@example.com>"
+    assert whole["bcc"] == ["hidden@example.com"]
+    assert whole["metadata"] == {"idem_key": KEY}
+
+
+def test_a_raw_message(client: Any, sandbox: str) -> None:
+    """The message says what it is, the destination who gets it."""
+    data = b"From: shop@example.com\r\nTo: ann@example.com\r\nSubject: Hello\r\nX-A: 1\r\n\r\nHi\r\n"
+    message_id = client.send_email(**{**CALL, "Content": {"Raw": {"Data": data}}})["MessageId"]
+    whole = httpx.get(f"{sandbox}/api/accepted/{message_id}").json()
+    assert (whole["to"], whole["bcc"], whole["headers"]) == (["ann@example.com"], ["hidden@example.com"], {"X-A": "1"})
+
+
+def test_the_same_again_is_a_second_email(client: Any, sandbox: str) -> None:
+    for _ in range(2):
+        client.send_email(**CALL)
+    assert len(accepted(sandbox)) == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"Destination": {}},
+        {"Destination": {"ToAddresses": [f"a{n}@example.com" for n in range(51)]}},
+        {"Destination": {"ToAddresses": ["jürgen@example.com"]}},
+        {"FromEmailAddress": "Jürgen <shop@example.com>"},
+        {"FromEmailAddress": "nobody"},
+        {"EmailTags": [{"Name": "a b", "Value": "1"}]},
+        {"EmailTags": [{"Name": "a", "Value": "1"}, {"Name": "a", "Value": "2"}]},
+        {"Content": {"Raw": {"Data": b""}}},
+        {"Content": {}},
+    ],
+)
+def test_what_is_refused(client: Any, sandbox: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(ClientError) as caught:
+        client.send_email(**{**CALL, **changes})
+    assert caught.value.response["Error"]["Code"] == "BadRequestException"
+    assert accepted(sandbox) == []
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer x", "AWS4-HMAC-SHA256 Credential=a, Signature=b"])
+def test_a_request_that_is_not_signed(sandbox: str, authorization: str | None) -> None:
+    headers = {"x-amz-date": "20261122T000000Z"} | ({} if authorization is None else {"Authorization": authorization})
+    answer = httpx.post(f"{sandbox}/ses/v2/email/outbound-emails", json=CALL, headers=headers)
+    assert (answer.status_code, answer.headers["x-amzn-errortype"]) == (403, "UnrecognizedClientException")
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"), [("429", "TooManyRequestsException"), ("500", "InternalServiceErrorException")]
+)
+def test_a_fault_in_amazons_words(client: Any, sandbox: str, fault: str, code: str) -> None:
+    httpx.post(f"{sandbox}/api/faults", json={"fault": fault, "provider": "ses"})
+    with pytest.raises(ClientError) as caught:
+        client.send_email(**CALL)
+    assert caught.value.response["Error"]["Code"] == code
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected", "count"),
+    [
+        ("accept_then_drop", Unknown, 1),
+        ("accept_then_500", Unknown, 1),
+        ("accept_then_hang", Unknown, 1),
+        ("accept_then_truncate", Unknown, 1),
+        ("drop", Unknown, 0),
+        ("hang", Unknown, 0),
+        ("500", Unknown, 0),
+        ("503", Unknown, 0),
+        ("429", NotSent, 0),
+        ("401", NotSent, 0),
+        ("403", NotSent, 0),
+        ("400", Rejected, 0),
+    ],
+)
+def test_our_adapter_under_a_fault(
+    adapter: ses.SesProvider, sandbox: str, fault: str, expected: type[Outcome], count: int
+) -> None:
+    """What it says holds in the log, and it asked once."""
+    before = len(httpx.get(f"{sandbox}/api/requests").json())
+    httpx.post(f"{sandbox}/api/faults", json={"fault": fault, "provider": "ses"}).raise_for_status()
+    seconds = 0.5 if fault.endswith("hang") else 5.0
+    found = adapter.send(make_email(), KEY, Deadline.after(SystemClock(), seconds))
+    assert type(found) is expected
+    assert len(accepted(sandbox)) == count
+    assert len(httpx.get(f"{sandbox}/api/requests").json()) == before + 1
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"to": ["Jürgen <a@bücher.example>"], "bcc": ["hidden@example.com"], "metadata": {"order": "42"}},
+        {
+            "headers": {"X-A": "1"},
+            "attachments": [{"filename": "a.txt", "content": "aGk=", "content_type": "text/plain"}],
+        },
+    ],
+    ids=["simple", "raw"],
+)
+def test_our_adapter(adapter: ses.SesProvider, sandbox: str, parts: dict[str, Any]) -> None:
+    email = make_email("Grüße", **parts)
+    found = adapter.send(email, KEY, Deadline.after(SystemClock(), 5))
+    assert isinstance(found, Accepted)
+    whole = httpx.get(f"{sandbox}/api/accepted/{found.message_id}").json()
+    assert whole["subject"] == "Grüße"
+    assert whole["metadata"]["idem_key"] == KEY
+    assert whole["bcc"] == list(email.bcc)
