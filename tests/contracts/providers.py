@@ -32,7 +32,7 @@ from idem.ledger import Ledger
 from idem.outcome import Accepted, NotSent, Outcome, Rejected, Unknown
 from idem.policy import Policy
 from idem.protocol import Record, State
-from idem.providers.base import Contract, Meaning, Memory, Provider
+from idem.providers.base import Contract, Meaning, Memory, Prepared, Provider
 from idem.providers.submission import Stage
 from idem.reconcile import Patience, Reconciler
 from idem.send import Ended, Later, Resume, Sender
@@ -103,7 +103,7 @@ class Lab:
     url: str
     smtp_port: int
     _counter: Iterator[int] = field(default_factory=itertools.count)
-    _adapters: dict[str, Provider] = field(default_factory=dict)
+    _adapters: dict[tuple[str, str], Provider] = field(default_factory=dict)
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -121,12 +121,15 @@ class Lab:
         return f"{self.url}/{name}{path}"
 
     def connect(self, name: str, base_url: str | None = None) -> Provider:
-        """One adapter for each base URL, as a process has it."""
+        """One adapter for each provider and base URL, as a process has it."""
         url = base_url or self.base_url(name)
-        if url not in self._adapters:
+        if (name, url) not in self._adapters:
             module = importlib.import_module(f"idem.providers.{name}")
-            self._adapters[url] = module.connect(_TOKENS.get(name, "token-1234"), url)
-        return self._adapters[url]
+            adapter: Provider = module.connect(_TOKENS.get(name, "token-1234"), url)
+            if isinstance(adapter, Prepared):
+                adapter.prepare()
+            self._adapters[name, url] = adapter
+        return self._adapters[name, url]
 
     def disconnect(self) -> None:
         """Adapters keep their connections for the life of a process; here it ends."""

@@ -160,10 +160,7 @@ def test_our_adapter_under_a_fault(
     "parts",
     [
         {"to": ["Jürgen <a@bücher.example>"], "bcc": ["hidden@example.com"], "metadata": {"order": "42"}},
-        {
-            "headers": {"X-A": "1"},
-            "attachments": [{"filename": "a.txt", "content": "aGk=", "content_type": "text/plain"}],
-        },
+        {"headers": {"X-A": "1"}, "attachments": [{"filename": "a.txt", "content": "aGk="}]},
     ],
     ids=["simple", "raw"],
 )
