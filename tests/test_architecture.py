@@ -49,9 +49,14 @@ _WIRING = {"workers.wiring"}
 _ENVIRONMENT = {"workers.settings"}
 
 
+#: The same provider through another client: its contract and its bytes are those of the adapter.
+_SAME = {"idem.providers.lettermint_sdk": "idem.providers.lettermint"}
+
+
 def _adapter(name: str) -> str:
     """The adapter that a module belongs to: `idem.stores.dynamodb.table` to `idem.stores.dynamodb`."""
-    return ".".join(name.split(".")[:3])
+    adapter = ".".join(name.split(".")[:3])
+    return _SAME.get(adapter, adapter)
 
 
 def _imports(name: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dramatiq
@@ -23,7 +24,7 @@ from idem.policy import Policy
 from idem.protocol import Record
 from idem.send import Empty, Ended, Later, Refused, Render, Result, Sender
 from workers.brokers.base import Acknowledge, Bury, Disposition, JobBroker, Retry, dispose
-from workers.jobs import ACTOR, QUEUE, Call, part_message, read_message
+from workers.jobs import ACTOR, QUEUE, Asked, Call, part_message, read_message
 
 _log = logging.getLogger("idem.worker")
 
@@ -33,10 +34,18 @@ JobFunction = Callable[..., Email | Sequence[Email] | None]
 class Performer:
     """Performs messages: finds the job, hands it to the sender, and says what becomes of the message."""
 
-    def __init__(
-        self, sender: Sender, broker: JobBroker, functions: Mapping[str, JobFunction], *, policy: Policy, clock: Clock
+    def __init__(  # noqa: PLR0913 - what a message's fate depends on
+        self,
+        sender: Sender,
+        broker: JobBroker,
+        functions: Mapping[str, JobFunction],
+        *,
+        read: Callable[[str], Record | None],
+        policy: Policy,
+        clock: Clock,
     ) -> None:
         self._sender = sender
+        self._read = read
         self._broker = broker
         self._functions = functions
         self._policy = policy
@@ -56,7 +65,12 @@ class Performer:
             return self._unknown_job(message, asked.job)
         key = asked.emails[0].key if isinstance(asked, Group) else asked.key
         try:
-            return self._dispose(key, self._sender.send(self._render(asked) if isinstance(asked, Call) else asked))
+            remembered = self._remembered(message, asked)
+            if remembered is None:
+                _log.error("key %s: its message is older than the ledger remembers; it is buried", key)
+                return Bury("it is older than the ledger remembers and may have been sent: enqueue it under a new key")
+            source = self._render(remembered) if isinstance(remembered, Call) else remembered
+            return self._dispose(message, key, self._sender.send(source))
         except (LedgerError, BrokerError) as error:
             _log.error("key %s: %s; the job stays in the queue", key, error)
             return Retry(self._pause(message))
@@ -65,7 +79,23 @@ class Performer:
         function = self._functions[call.job]
         return Render(call.key, call.job, lambda: function(*call.args, **call.kwargs), call.in_doubt)
 
-    def _dispose(self, key: str, result: Result) -> Disposition:
+    def _remembered(self, message: dramatiq.Message[None], asked: Asked) -> Asked | None:
+        """What of a message may be sent: not what the record may be gone of, or may go while we look.
+
+        What is live is never forgotten, however old; nothing else is claimed any more.
+        """
+        if not self._policy.forgets(message.message_timestamp / 1000, self._clock.now()):
+            return asked
+        if isinstance(asked, Group):
+            live = tuple(ready for ready in asked.emails if self._is_live(ready.key))
+            return Group(live) if live else None
+        return asked if self._is_live(asked.key) else None
+
+    def _is_live(self, key: str) -> bool:
+        record = self._read(key)
+        return record is not None and not record.ended
+
+    def _dispose(self, message: dramatiq.Message[None], key: str, result: Result) -> Disposition:
         match result:
             case Refused():
                 _log.error("key %s already stands for another email; this one is buried", key)
@@ -79,7 +109,9 @@ class Performer:
             case Ended(record=record, emails=parts):
                 # Before the acknowledgement, so that a crash in between repeats some and loses none.
                 for part in parts:
-                    self._broker.enqueue(part_message(part))
+                    made = part_message(part)
+                    # As old as the job: a redelivery of it must not make its emails look new to `Policy.forgets`.
+                    self._broker.enqueue(replace(made, message_timestamp=message.message_timestamp))
                 _log.info("key %s is %s%s", key, record.state, f" ({record.reason})" if record.reason else "")
                 return Acknowledge()
 

@@ -168,7 +168,8 @@ class App:
         """What a worker process needs: the actor declared on the broker, and everything behind it."""
         clock = SystemClock()
         sender = wiring.build_sender(self.settings, self.ledger, clock, self._reach)
-        performer = Performer(sender, self.broker, self.jobs, policy=wiring.build_policy(self.settings), clock=clock)
+        policy = wiring.build_policy(self.settings)
+        performer = Performer(sender, self.broker, self.jobs, read=self.ledger.read, policy=policy, clock=clock)
         declare_actor(self.broker, performer)
         return performer
 

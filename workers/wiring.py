@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +62,7 @@ def _dynamo_store(settings: Settings, place: str) -> Store:
         raise MissingExtra("dynamodb", "the ledger (IDEM_LEDGER_URL=dynamodb://...)") from error
     endpoint, bucket = settings.aws_endpoint_url, settings.bodies_bucket
     return DynamoStore(
-        Connection("dynamodb", region, endpoint),
+        Connection("dynamodb", region, endpoint, signed=True),
         table,
         namespace=settings.namespace,
         bucket=None if bucket is None else Bucket(Connection("s3", region, endpoint), bucket),
@@ -82,21 +81,6 @@ def _redis_store(settings: Settings) -> Store:
 
 def build_policy(settings: Settings) -> Policy:
     """The durations, and the window of the provider's contract unless a shorter one is set."""
-    return replace(policy_for(settings, settings.provider), window_seconds=_window(settings))
-
-
-def policy_for(settings: Settings, provider: str) -> Policy:
-    """The durations, with the window of that provider's contract."""
-    return Policy(
-        lease_seconds=settings.lease_seconds,
-        http_timeout_seconds=settings.http_timeout_seconds,
-        window_seconds=contract_of(provider).window_seconds,
-        give_up_seconds=settings.give_up_seconds,
-        backoff_seconds=settings.backoff_seconds,
-    )
-
-
-def _window(settings: Settings) -> float | None:
     documented = contract_of(settings.provider).window_seconds
     window = settings.window_seconds
     if window is not None and (documented is None or window > documented):
@@ -104,7 +88,20 @@ def _window(settings: Settings) -> float | None:
             f"IDEM_WINDOW_SECONDS is {window:g}, but {settings.provider} remembers a key for "
             f"{documented or 0:g} s: a longer window would send twice"
         )
-    return documented if window is None else window
+    return _policy(settings, documented if window is None else window)
+
+
+def _policy(settings: Settings, window_seconds: float | None) -> Policy:
+    durations = settings.durations(window_seconds)
+    durations.check()
+    return Policy(
+        lease_seconds=settings.lease_seconds,
+        http_timeout_seconds=settings.http_timeout_seconds,
+        window_seconds=durations.window_seconds,
+        memory_seconds=durations.memory_seconds,
+        give_up_seconds=settings.give_up_seconds,
+        backoff_seconds=settings.backoff_seconds,
+    )
 
 
 def build_ledger(settings: Settings, clock: Clock | None = None) -> Ledger:
@@ -114,7 +111,7 @@ def build_ledger(settings: Settings, clock: Clock | None = None) -> Ledger:
         policy=build_policy(settings),
         provider=settings.provider,
         clock=clock or SystemClock(),
-        others={name: policy_for(settings, name) for name in _others(settings)},
+        others={name: _policy(settings, contract_of(name).window_seconds) for name in _others(settings)},
         fallback=settings.fallback_provider,
     )
 
@@ -197,11 +194,12 @@ def build_reconciler(settings: Settings, ledger: Ledger, clock: Clock, resume: C
 def build_broker(settings: Settings) -> RedisBroker:
     """The broker that `IDEM_BROKER_URL` names; nothing is connected or started before it is used."""
     scheme, _, rest = settings.broker_url.partition("://")
-    if scheme not in {"embedded", "redis", "rediss"} or not rest:
+    if scheme.partition("+")[0] not in {"embedded", "redis", "rediss"} or not rest:
         raise SettingsError("IDEM_BROKER_URL names no broker: write embedded://DIR or redis://host:port/db")
     try:
         from workers.brokers.embedded import EmbeddedBroker  # noqa: PLC0415 - an extra, imported when asked for
-        from workers.brokers.redis import RedisBroker, connect  # noqa: PLC0415 - the same
+        from workers.brokers.redis import RedisBroker  # noqa: PLC0415 - the same
+        from workers.brokers.servers import connect  # noqa: PLC0415 - the same
     except ImportError as error:
         raise MissingExtra("local" if scheme == "embedded" else "redis", "the broker") from error
     namespace, visibility_seconds = settings.namespace, settings.visibility_seconds

@@ -54,7 +54,7 @@ CONTRACT: Final = Contract(
         *USUAL,
     ),
     reply=Reply(message_id=("id",)),
-    limits=Limits(recipients=1_000, tags=3, bytes=25 * 1024 * 1024),
+    limits=Limits(recipients=1_000, tags=3, bytes=25_000_000),
     lookup=Lookup(
         handle=f"variable {HANDLE}",
         source="https://documentation.mailgun.com/docs/mailgun/user-manual/events/event-polling",

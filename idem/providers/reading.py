@@ -138,6 +138,14 @@ def listed(answer: Answer | NoAnswer, name: str) -> list[dict[str, Any]] | Canno
     return found
 
 
+def json_within(text: str) -> object:
+    """JSON that an answer holds as a text; None for anything else."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+
+
 def _at(path: str, answer: Answer, body: Mapping[str, Any]) -> object:
     if path.startswith("header:"):
         return answer.headers.get(path.removeprefix("header:").lower())

@@ -11,7 +11,7 @@ import gc
 import importlib
 import itertools
 import os
-import re
+import select
 import socket
 import struct
 import threading
@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final, Self
+from typing import Any, Final
 from unittest import mock
 from urllib.parse import urlsplit
 
@@ -32,7 +32,7 @@ from idem.ledger import Ledger
 from idem.outcome import Accepted, NotSent, Outcome, Rejected, Unknown
 from idem.policy import Policy
 from idem.protocol import Record, State
-from idem.providers.base import Contract, Meaning, Memory, Prepared, Provider
+from idem.providers.base import Contract, Meaning, Memory, Prepared, Provider, Searchable, Sighting
 from idem.providers.submission import Stage
 from idem.reconcile import Patience, Reconciler
 from idem.send import Ended, Later, Resume, Sender
@@ -43,13 +43,15 @@ from workers.sandbox import smtp
 from workers.sandbox.app import Sandbox, build_app, running
 from workers.sandbox.dialect import Dialect, Reply
 from workers.sandbox.faults import Fault, Kind, Target
+from workers.sandbox.registry import place_of
 from workers.sandbox.server import listen
 from workers.settings import PROVIDERS
 
-#: The whole of one request, in real seconds; longer than anything that answers needs on this machine.
-PATIENCE_SECONDS: Final = 0.3
+#: The whole of one request, in real seconds: of one that is answered, and of one that is not.
+PATIENCE_SECONDS: Final = 5.0
+IMPATIENCE_SECONDS: Final = 0.15
 #: How long a request is held up that its client gives up on.
-DELAY_SECONDS: Final = 0.6
+DELAY_SECONDS: Final = 0.3
 LEASE_SECONDS: Final = 60.0
 _ROUNDS = 40
 
@@ -62,8 +64,9 @@ _ENVIRONMENT: Final = {
 }
 
 #: Every fault of sends; each strikes once.
-KINDS: Final = tuple(kind for kind in Kind if kind is not Kind.MISSING)
+KINDS: Final[tuple[Kind, ...]] = tuple(kind for kind in Kind if kind is not Kind.MISSING)
 _PAUSES: Final = frozenset({Kind.DELAY, Kind.LATE})
+_SILENT: Final = _PAUSES | {Kind.HANG, Kind.ACCEPT_THEN_HANG}
 
 _TYPES: Final[dict[Meaning, type[Outcome]]] = {
     Meaning.ACCEPTED: Accepted,
@@ -104,6 +107,7 @@ class Lab:
     smtp_port: int
     _counter: Iterator[int] = field(default_factory=itertools.count)
     _adapters: dict[tuple[str, str], Provider] = field(default_factory=dict)
+    _proxies: dict[str, Proxy] = field(default_factory=dict)
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -115,21 +119,25 @@ class Lab:
 
     def base_url(self, name: str) -> str:
         """Where the provider's own base URL is in the sandbox, its own parts filled in."""
-        if self.dialect(name) in smtp.DIALECTS:
-            return f"smtp://127.0.0.1:{self.smtp_port}"
-        path = re.sub("{.*?}", "example.com", urlsplit(self.dialect(name).contract.base_url).path)
-        return f"{self.url}/{name}{path}"
+        place = place_of(self.dialect(name).contract, self.url, f"smtp://127.0.0.1:{self.smtp_port}")
+        assert place is not None
+        return place
 
     def connect(self, name: str, base_url: str | None = None) -> Provider:
-        """One adapter for each provider and base URL, as a process has it."""
+        """One adapter for each base URL, as a process has it."""
         url = base_url or self.base_url(name)
         if (name, url) not in self._adapters:
             module = importlib.import_module(f"idem.providers.{name}")
-            adapter: Provider = module.connect(_TOKENS.get(name, "token-1234"), url)
+            adapter = self._adapters[name, url] = module.connect(_TOKENS.get(name, "token-1234"), url)
             if isinstance(adapter, Prepared):
                 adapter.prepare()
-            self._adapters[name, url] = adapter
         return self._adapters[name, url]
+
+    def proxy(self, name: str) -> Proxy:
+        """One in front of each provider, as an adapter may take long to make."""
+        if name not in self._proxies:
+            self._proxies[name] = Proxy(self.base_url(name))
+        return self._proxies[name]
 
     def disconnect(self) -> None:
         """Adapters keep their connections for the life of a process; here it ends."""
@@ -137,6 +145,8 @@ class Lab:
             warnings.simplefilter("ignore", ResourceWarning)
             self._adapters.clear()
             gc.collect()
+        for proxy in self._proxies.values():
+            proxy.close()
 
     def email(self) -> Email:
         """One that no other case has."""
@@ -159,22 +169,27 @@ class Lab:
             assert time.monotonic() < late, "a request that was held up never arrived"
             time.sleep(0.01)
 
-    def attempt(self, adapter: Provider, email: Email, key: str | None = None) -> Outcome:
-        deadline = Deadline.after(self.clock, PATIENCE_SECONDS)
-        return adapter.send(email, key or derived(email), deadline)
+    def attempt(
+        self, adapter: Provider, email: Email, key: str | None = None, seconds: float = PATIENCE_SECONDS
+    ) -> Outcome:
+        """One call, without a ledger."""
+        key = key or provider_key("contract", email.subject, 0)
+        return adapter.send(email, key, Deadline.after(self.clock, seconds))
 
 
-def derived(email: Email) -> str:
-    return provider_key("contract", email.subject, 0)
+def speaks_smtp(contract: Contract) -> bool:
+    """Whether its exchange has many turns, so that bytes on the wire say little about how far it got."""
+    return urlsplit(contract.base_url).scheme in {"smtp", "smtps"}
 
 
 @contextlib.contextmanager
 def lab() -> Iterator[Lab]:
     """A sandbox of every provider, for as long as the context lasts."""
     clock = JumpingClock()
-    app, listener = build_app(clock, seed=1), listen("127.0.0.1", 0)
-    with mock.patch.dict(os.environ, _ENVIRONMENT), listener, running(app, smtp=listener) as url:
-        place = Lab(clock, app.state.sandbox, url, listener.getsockname()[1])
+    app = build_app(clock, seed=1)
+    smtp = listen("127.0.0.1", 0)
+    with mock.patch.dict(os.environ, _ENVIRONMENT), smtp, running(app, smtp=smtp) as url:
+        place = Lab(clock, app.state.sandbox, url, smtp.getsockname()[1])
         yield place
         place.disconnect()
 
@@ -185,11 +200,14 @@ def strikes(dialect: Dialect, kind: Kind) -> bool:
     return words.get(kind, True) is not None
 
 
-def expected(dialect: Dialect, kind: Kind) -> type[Outcome]:
-    """What an attempt that meets the fault is known to have done: the contract's table, over the provider's words."""
-    if dialect in smtp.DIALECTS:
-        return _expected_by_smtp(dialect, kind)
+def expected(dialect: Dialect, kind: Kind) -> type[Outcome] | None:
+    """What an attempt that meets the fault is known to have done: the contract's table, over the provider's words.
+
+    None for a reply by SMTP, which says something else at each turn; what holds for every outcome holds for it.
+    """
     reply = _reply(dialect, kind)
+    if reply is not None and speaks_smtp(dialect.contract):
+        return None
     if reply is None:
         return Unknown
     return _TYPES[dialect.contract.meaning(reply.status, *_said(dialect.contract, reply))]
@@ -273,8 +291,16 @@ class Recorder:
         self._adapter = adapter
         self.outcomes: list[Outcome] = []
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._adapter, name)
+    @property
+    def contract(self) -> Contract:
+        return self._adapter.contract
+
+    def check(self, email: Email) -> None:
+        self._adapter.check(email)
+
+    def find(self, provider_key: str, since: float, deadline: Deadline) -> Sighting:
+        assert isinstance(self._adapter, Searchable)
+        return self._adapter.find(provider_key, since, deadline)
 
     def send(self, email: Email, provider_key: str, deadline: Deadline) -> Outcome:
         outcome = self._adapter.send(email, provider_key, deadline)
@@ -282,9 +308,9 @@ class Recorder:
         return outcome
 
 
-def drive(lab: Lab, name: str, email: Email, after_first: Callable[[], None] = lambda: None) -> Ending:
+def drive(lab: Lab, name: str, email: Email, kind: Kind, after_first: Callable[[], None] = lambda: None) -> Ending:
     """Take an email as far as it goes: messages redelivered when they are due, and whatever is in doubt reconciled."""
-    journey = _Journey(lab, name, MemoryStore())
+    journey = _Journey(lab, name, MemoryStore(), IMPATIENCE_SECONDS if kind in _SILENT else PATIENCE_SECONDS)
     record = journey.first(email)
     after_first()
     record = journey.until_settled(record)
@@ -292,11 +318,12 @@ def drive(lab: Lab, name: str, email: Email, after_first: Callable[[], None] = l
 
 
 class _Journey:
-    """One ledger, one adapter, the messages of one email."""
+    """One ledger, one adapter, the messages of one email; `patience_seconds` is that of the first try."""
 
-    def __init__(self, lab: Lab, name: str, store: Store) -> None:
+    def __init__(self, lab: Lab, name: str, store: Store, patience_seconds: float) -> None:
+        self._patience_seconds = patience_seconds
         self._clock = lab.clock
-        self.adapter: Any = Recorder(lab.connect(name))
+        self.adapter = Recorder(lab.connect(name))
         contract = self.adapter.contract
         policy = Policy(
             lease_seconds=LEASE_SECONDS,
@@ -304,29 +331,21 @@ class _Journey:
             window_seconds=contract.window_seconds,
         )
         self._lag = contract.lookup.lag_seconds if contract.lookup is not None else 0.0
-        ledger = Ledger(store, policy=policy, provider=name, clock=self._clock)
-        self._ledger = ledger
-        self._sender = Sender(
-            ledger,
-            self.adapter,
-            clock=self._clock,
-            http_timeout_seconds=PATIENCE_SECONDS,
-            namespace="contract",
-        )
+        self._ledger = Ledger(store, policy=policy, provider=name, clock=self._clock)
         self._messages: list[Ready | Resume] = []
         self._reconciler = Reconciler(
-            ledger,
+            self._ledger,
             {name: self.adapter},
             clock=self._clock,
             namespace="contract",
-            patience=Patience.of(lease=LEASE_SECONDS, http_timeout=PATIENCE_SECONDS, evidence=900.0, visibility=90.0),
+            patience=Patience.of(lease=LEASE_SECONDS, http_timeout=patience_seconds, evidence=900.0, visibility=90.0),
             resume=lambda key: self._messages.append(Resume(key)),
         )
 
     def first(self, email: Email) -> Record:
         """The message comes for the first time."""
         self._messages.append(Ready(email.subject, email))
-        return self._receive()
+        return self._receive(self._patience_seconds)
 
     def until_settled(self, record: Record) -> Record:
         """Redeliver and reconcile until nothing changes any more."""
@@ -342,8 +361,15 @@ class _Journey:
                 break
         return record
 
-    def _receive(self) -> Record:
-        result = self._sender.send(self._messages[0])
+    def _receive(self, patience_seconds: float = PATIENCE_SECONDS) -> Record:
+        sender = Sender(
+            self._ledger,
+            self.adapter,
+            clock=self._clock,
+            http_timeout_seconds=patience_seconds,
+            namespace="contract",
+        )
+        result = sender.send(self._messages[0])
         assert isinstance(result, Ended | Later)
         if isinstance(result, Ended):
             self._messages.pop(0)
@@ -369,6 +395,13 @@ class Phase:
         """Whether the provider got the whole request."""
         return self.request is None
 
+    @property
+    def patience_seconds(self) -> float:
+        """How long to wait for what comes of it."""
+        return (
+            IMPATIENCE_SECONDS if self.ending == "silence" or self.every * 10 > IMPATIENCE_SECONDS else PATIENCE_SECONDS
+        )
+
 
 PHASES: Final = (
     Phase("closed before the request", 0, 0, "close", Unknown),
@@ -389,40 +422,47 @@ PHASES: Final = (
 
 
 class Proxy:
-    """Stands between an adapter and the sandbox, and lets exchanges get as far as told."""
+    """Stands between an adapter and the sandbox, and lets exchanges get as far as its phase says."""
 
-    def __init__(self, upstream: str, phase: Phase) -> None:
+    def __init__(self, upstream: str) -> None:
         parts = urlsplit(upstream)
         self._upstream = (str(parts.hostname), parts.port or 80)
-        self._phase = phase
-        self._over = threading.Event()
+        self._phase, self._over = PHASES[-1], threading.Event()
         self._threads: list[threading.Thread] = []
         self._open: list[socket.socket] = []
-
-    def __enter__(self) -> Self:
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._start(self._accept)
-        return self
+        self.url = parts._replace(netloc=f"127.0.0.1:{self._listener.getsockname()[1]}").geturl()
+        self._accepting = self._start(self._accept)
 
-    def __exit__(self, *_: object) -> None:
+    @contextlib.contextmanager
+    def playing(self, phase: Phase) -> Iterator[None]:
+        """Play a phase; what is left of it at the end is closed."""
+        self._phase, self._over = phase, threading.Event()
+        yield
         self._over.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
         for connection in self._open:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(10)
-            assert not thread.is_alive()
+            if thread is not self._accepting:
+                thread.join(10)
+                assert not thread.is_alive()
         for connection in self._open:
             connection.close()
+        self._open.clear()
+        self._threads = [self._accepting]
 
-    def _start(self, target: Callable[..., None], *arguments: Any) -> None:
+    def close(self) -> None:
+        """Listen no more."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._accepting.join(10)
+
+    def _start(self, target: Callable[..., None], *arguments: Any) -> threading.Thread:
         thread = threading.Thread(target=target, args=arguments)
         self._threads.append(thread)
         thread.start()
+        return thread
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -430,31 +470,33 @@ class Proxy:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(self._upstream, timeout=10)
                 self._open += [client, server]
-                self._start(self._pump, client, server, self._phase.request, client, 0.0)
-                self._start(self._pump, server, client, self._phase.answer, client, self._phase.every)
+                self._start(self._pass_on, client, server, self._phase, self._over)
 
-    def _pump(
-        self, source: socket.socket, target: socket.socket, most: int | None, client: socket.socket, every: float
-    ) -> None:
-        """Pass bytes on; once there would be more than `most`, end it."""
-        left = most
-        with contextlib.suppress(OSError):
-            # With nothing of the request to pass on, its end is the first byte of it.
-            while data := source.recv(8 if every else 65_536):
-                if left is not None and len(data) >= left:
-                    target.sendall(data[:left])
-                    self._end(client)
-                    return
-                target.sendall(data)
-                left = None if left is None else left - len(data)
-                self._over.wait(every)
+    def _pass_on(self, client: socket.socket, server: socket.socket, phase: Phase, over: threading.Event) -> None:
+        """Both ways, until one side has ended, or there would be more than the phase has.
 
-    def _end(self, client: socket.socket) -> None:
-        match self._phase.ending:
-            case "close":
-                client.shutdown(socket.SHUT_RDWR)
-            case "reset":
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                client.close()
-            case _:
-                self._over.wait()
+        One thread looks at both: a socket that another one is reading does not close, and so would not reset.
+        """
+        left = {client: phase.request, server: phase.answer}
+        with contextlib.suppress(OSError, ValueError):  # the latter for a socket that is closed meanwhile
+            while not over.is_set():
+                for source in select.select([client, server], [], [], 0.05)[0]:
+                    target, most = (server if source is client else client), left[source]
+                    data = source.recv(8 if phase.every and source is server else 65_536)
+                    target.sendall(data if most is None else data[:most])
+                    if not data or (most is not None and len(data) >= most):
+                        _end(client, phase, over)
+                        return
+                    left[source] = None if most is None else most - len(data)
+                    over.wait(phase.every if source is server else 0.0)
+
+
+def _end(client: socket.socket, phase: Phase, over: threading.Event) -> None:
+    match phase.ending:
+        case "close":
+            client.shutdown(socket.SHUT_RDWR)
+        case "reset":
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+        case _:
+            over.wait()

@@ -6,6 +6,8 @@ import click
 
 from idem.errors import IdemError, MissingExtra
 
+_WIDTH = 17
+
 
 @click.command("sandbox")
 @click.option("--port", type=click.IntRange(0, 65535), default=8025, show_default=True, help="0 picks a free one.")
@@ -25,7 +27,13 @@ def sandbox_command(port: int, smtp_port: int | None, host: str) -> None:
 
 
 def _say_where(host: str, port: int, smtp_port: int | None) -> None:
-    click.echo(f"inbox and log   http://{host}:{port}/")
-    click.echo(f"Lettermint      IDEM_LETTERMINT_BASE_URL=http://{host}:{port}/lettermint/v1")
-    if smtp_port is not None:
-        click.echo(f"SMTP            IDEM_SMTP_BASE_URL=smtp://{host}:{smtp_port}")
+    """The inbox, and the setting that points each provider's adapter here."""
+    from workers.sandbox.registry import DIALECTS, place_of  # noqa: PLC0415 - an extra, which is installed by now
+
+    authority = f"[{host}]" if ":" in host else host
+    http, smtp = f"http://{authority}:{port}", None if smtp_port is None else f"smtp://{authority}:{smtp_port}"
+    click.echo(f"{'inbox and log':{_WIDTH}}{http}/")
+    for dialect in DIALECTS:
+        place = place_of(dialect.contract, http, smtp)
+        if place is not None:
+            click.echo(f"{dialect.contract.title:{_WIDTH}}IDEM_{dialect.contract.name.upper()}_BASE_URL={place}")

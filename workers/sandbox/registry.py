@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from urllib.parse import urlsplit
+
+from idem.providers.base import Contract
 from workers.sandbox import brevo, getmailer, lettermint, mailgun, nuntly, postmark, resend, sendgrid, ses, smtp
 from workers.sandbox.dialect import Dialect
 
@@ -17,3 +21,14 @@ DIALECTS: tuple[Dialect, ...] = (
     ses.DIALECT,
     *smtp.DIALECTS,
 )
+
+#: Where a base URL has a part of one's own, such as a domain.
+_OWN_PART = re.compile(r"{\w+}")
+
+
+def place_of(contract: Contract, http: str, smtp: str | None) -> str | None:
+    """The provider's base URL in a sandbox at these addresses; None for SMTP where that is not spoken."""
+    parts = urlsplit(contract.base_url)
+    if parts.scheme in {"smtp", "smtps"}:
+        return smtp
+    return f"{http}/{contract.name}{_OWN_PART.sub('example.com', parts.path)}"

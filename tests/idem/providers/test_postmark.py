@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -99,6 +100,14 @@ def test_one_request_with_the_token() -> None:
         ({"tags": ["a", "b"]}, "tags"),
         ({"to": [f"u{number}@example.com" for number in range(51)]}, "to"),
         ({"metadata": {"Idem_Key": "x"}}, "metadata"),
+        ({"text": ""}, "text"),
+        ({"html": ""}, "html"),
+        ({"text": "x" * 10_000_000}, "text"),
+        ({"html": "x" * 10_000_000}, "html"),
+        (
+            {"attachments": [{"filename": "a.bin", "content": base64.b64encode(bytes(7_500_000)).decode()}]},
+            "attachments",
+        ),
     ],
 )
 def test_what_has_no_place_is_refused(parts: dict[str, Any], field: str) -> None:
@@ -109,6 +118,7 @@ def test_what_has_no_place_is_refused(parts: dict[str, Any], field: str) -> None
 
 def test_a_full_email_is_taken() -> None:
     connect("t", CONTRACT.base_url).check(Email.from_dict(FULL))
+    connect("t", CONTRACT.base_url).check(make_email(text="x" * 9_999_000))
 
 
 @pytest.mark.parametrize(
