@@ -187,9 +187,9 @@ def lab() -> Iterator[Lab]:
     """A sandbox of every provider, for as long as the context lasts."""
     clock = JumpingClock()
     app = build_app(clock, seed=1)
-    smtp = listen("127.0.0.1", 0)
-    with mock.patch.dict(os.environ, _ENVIRONMENT), smtp, running(app, smtp=smtp) as url:
-        place = Lab(clock, app.state.sandbox, url, smtp.getsockname()[1])
+    listener = listen("127.0.0.1", 0)
+    with mock.patch.dict(os.environ, _ENVIRONMENT), listener, running(app, smtp=listener) as url:
+        place = Lab(clock, app.state.sandbox, url, listener.getsockname()[1])
         yield place
         place.disconnect()
 
