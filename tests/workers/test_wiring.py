@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from idem.errors import MissingExtra, SettingsError, UnsupportedEmail
+from idem.errors import MissingExtra, SettingsError
 from tests import services
 from tests.fakes import make_email
 from workers import wiring
@@ -42,10 +42,7 @@ def test_whoever_only_enqueues_needs_no_more_than_the_name(
 ) -> None:
     """No token, no region, no client, no address of a server."""
     monkeypatch.setitem(sys.modules, "boto3", None)
-    check = wiring.check_with(load.load({"IDEM_PROVIDER": provider}))
-    check(make_email())
-    with pytest.raises(UnsupportedEmail):
-        check(make_email(tags=["a"] * 20, to=[f"a{n}@example.com" for n in range(1000)]))
+    wiring.check_with(load.load({"IDEM_PROVIDER": provider}))(make_email())
 
 
 def test_a_server_has_no_address_of_its_own(load: type[Settings]) -> None:
