@@ -22,9 +22,7 @@ CONTRACT: Final = Contract(
     key=Key(place=Place.MESSAGE_HEADER, name="Resend-Idempotency-Key", window_seconds=86_400.0, longest=256),
     table=(
         Row(range(400, 600), Meaning.CONFLICT, code=Stage.END, words=r"invalid_idempotent_request|different payload"),
-        Row(
-            range(400, 500), Meaning.IN_PROGRESS, code=Stage.END, words=r"idempot.*(process|progress)|concurrent_idemp"
-        ),
+        Row(range(400, 500), Meaning.IN_PROGRESS, code=Stage.END, words=r"idempot.*(process|progress)|concurrent"),
         *REPLIES,
     ),
     reply=Reply(message_id=()),

@@ -68,8 +68,27 @@ class OneAnswer(HttpClient):
 
 
 def send(email: Email, found: Answer | NoAnswer, endpoint: str | None = None) -> tuple[OneAnswer, Outcome]:
+    """One attempt, by a client of its own."""
     http = OneAnswer(found)
     return http, SesProvider(endpoint, http).send(email, KEY, Deadline.after(SystemClock(), 5))
+
+
+@pytest.fixture(scope="module")
+def ready() -> SesProvider:
+    """An adapter that has made its client, which takes longer than a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**services.CREDENTIALS, "AWS_REGION": "eu-west-1"}.items():
+            patch.setenv(name, value)
+        provider = SesProvider()
+        provider.prepare()
+        provider.signed(parameters(make_email(), KEY))
+    return provider
+
+
+def answer(ready: SesProvider, found: Answer | NoAnswer) -> tuple[OneAnswer, Outcome]:
+    """One attempt, by the client that all tests share."""
+    ready._http = http = OneAnswer(found)
+    return http, ready.send(make_email(), KEY, Deadline.after(SystemClock(), 5))
 
 
 # What is sent.
@@ -143,14 +162,16 @@ def test_one_request_and_it_is_the_one_that_boto3_makes(parts: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("status", [200, 429, 500, 503])
-def test_nothing_is_repeated_and_nothing_goes_around_us(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_repeated_and_nothing_goes_around_us(
+    ready: SesProvider, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever the answer is: one request, and by our own client only."""
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("botocore sent something")
 
     monkeypatch.setattr("botocore.httpsession.URLLib3Session.send", refuse)
-    http, _ = send(make_email(), Answer(status, {}, b'{"message":"x"}'))
+    http, _ = answer(ready, Answer(status, {}, b'{"message":"x"}'))
     assert len(http.asked) == 1
 
 
@@ -206,8 +227,8 @@ def test_boto3_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("phase", Phase)
-def test_no_answer_is_what_the_wire_says(phase: Phase) -> None:
-    _, found = send(make_email(), NoAnswer(phase, "why"))
+def test_no_answer_is_what_the_wire_says(ready: SesProvider, phase: Phase) -> None:
+    _, found = answer(ready, NoAnswer(phase, "why"))
     assert found == (NotSent("why") if phase <= Phase.NOT_WRITTEN else Unknown("why"))
 
 
