@@ -200,14 +200,11 @@ def strikes(dialect: Dialect, kind: Kind) -> bool:
     return words.get(kind, True) is not None
 
 
-def expected(dialect: Dialect, kind: Kind) -> type[Outcome] | None:
-    """What an attempt that meets the fault is known to have done: the contract's table, over the provider's words.
-
-    None for a reply by SMTP, which says something else at each turn; what holds for every outcome holds for it.
-    """
+def expected(dialect: Dialect, kind: Kind) -> type[Outcome]:
+    """What an attempt that meets the fault is known to have done: the contract's table, over the provider's words."""
+    if speaks_smtp(dialect.contract):
+        return _expected_by_smtp(dialect, kind)
     reply = _reply(dialect, kind)
-    if reply is not None and speaks_smtp(dialect.contract):
-        return None
     if reply is None:
         return Unknown
     return _TYPES[dialect.contract.meaning(reply.status, *_said(dialect.contract, reply))]
