@@ -210,6 +210,11 @@ class Ledger:
         """The record of a key, as everybody else sees it."""
         return self._store.read(key)
 
+    def passes_at(self, key: str) -> float | None:
+        """From when on a key's next step does not wait for a first choice in trouble: see `protocol.passes_at`."""
+        record = self._store.read(key)
+        return None if record is None else protocol.passes_at(record, self._rules)
+
     def list(self, state: State, limit: int) -> Iterator[Record]:
         """Records in that state, the one longest unchanged first."""
         return self._store.list(state, limit)

@@ -49,8 +49,9 @@ class Rejected:
 class NotSent:
     """This attempt was definitely not accepted, and may be repeated after `retry_after` seconds.
 
-    `credentials` marks the one cause that stops every email alike and that only a person can end. `burnt`: the provider
-    may answer the same to whatever comes under this key, so the next attempt needs another one. `replayed` is as above.
+    `credentials` marks the one cause that stops every email alike and that only a person can end; `limited`, that the
+    provider asks everybody to wait, and not for this email only. `burnt`: the provider may answer the same to whatever
+    comes under this key, so the next attempt needs another one. `replayed` is as above.
     """
 
     detail: str
@@ -58,14 +59,16 @@ class NotSent:
     credentials: bool = False
     burnt: bool = False
     replayed: bool = False
+    limited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """This attempt may have been accepted."""
+    """This attempt may have been accepted; `limited` as with `NotSent`."""
 
     detail: str
     retry_after: float | None = None
+    limited: bool = False
 
 
 Outcome = Accepted | Rejected | NotSent | Unknown

@@ -457,6 +457,19 @@ def claim(record: Record | None, intent: Intent, *, now: float, claim_id: str, r
 _LEASED: Final = frozenset({Standing.RENDERING_LIVE, Standing.SENDING_LIVE})
 
 
+def passes_at(record: Record, rules: Rules) -> float | None:
+    """From when on a record's next step does not wait for the first choice, should that be paused or in trouble.
+
+    At once when the step does not go there; at the last replay when an attempt there may have been accepted, as its
+    window does not wait either; None when it may wait for as long as it takes.
+    """
+    since = _unsure_since(record)
+    if since is not None and record.state in {State.SENDING, State.UNSURE}:
+        return rules.policy.last_replay(since) if record.provider == rules.provider else record.updated_at
+    elsewhere = record.state is State.RETRY and _route(record, rules) != rules.provider
+    return record.updated_at if elsewhere else None
+
+
 def _conflicts(record: Record, intent: Intent) -> bool:
     if record.job != intent.job:
         return True

@@ -93,7 +93,8 @@ class Sender:
     """Sends by one ledger, for one namespace of keys. Safe to share between threads.
 
     `provider` is the first choice. An attempt goes through the provider that its record names: where that is neither
-    this one nor one of `others`, nothing is sent.
+    this one nor one of `others`, nothing is sent. `heed` is told the provider, the provider key and the outcome of each
+    call, before it is settled: it must neither raise nor wait.
     """
 
     def __init__(  # noqa: PLR0913 - each is one thing that a test or a deployment decides
@@ -106,6 +107,7 @@ class Sender:
         namespace: str,
         others: Sequence[Provider] = (),
         reach: Callable[[Point], None] = lambda _: None,
+        heed: Callable[[str, str, Outcome], None] = lambda _provider, _key, _outcome: None,
     ) -> None:
         self._ledger = ledger
         self._provider = provider
@@ -114,6 +116,7 @@ class Sender:
         self._http_timeout_seconds = http_timeout_seconds
         self._namespace = namespace
         self._reach = reach
+        self._heed = heed
 
     def send(self, source: Source | Group) -> Result:
         """Take one message as far as it goes now. Raises `LedgerError` when the ledger cannot say."""
@@ -248,6 +251,7 @@ class Sender:
             outcome = self._call_whole(attempt, provider, key, deadline)
         else:
             outcome = provider.send(attempt.emails[0], key, deadline)
+        self._heed(provider.contract.name, key, outcome)
         self._reach(Point.ANSWERED)
         return outcome
 
@@ -301,6 +305,7 @@ class Sender:
         self._reach(Point.BEFORE_CALL)
         pairs = [(attempt.emails[0], self._derived(attempt)) for attempt in attempts]
         answers = provider.send_each(pairs, deadline)
+        self._heed(provider.contract.name, pairs[0][1], answers[0])
         self._reach(Point.ANSWERED)
         return answers
 

@@ -23,7 +23,19 @@ _MODULES = {
 #: What is true about one email needs nothing but the standard library and a codec.
 _CORE = {
     f"idem.{name}"
-    for name in ("address", "clock", "email", "errors", "keys", "mime", "outcome", "policy", "privacy", "protocol")
+    for name in (
+        "address",
+        "clock",
+        "email",
+        "errors",
+        "keys",
+        "mime",
+        "outcome",
+        "pace",
+        "policy",
+        "privacy",
+        "protocol",
+    )
 } | {name for name in _MODULES if name.startswith("idem.mime.")}
 
 #: Adapters, each folder with the modules that all of its files may share.

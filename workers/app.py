@@ -13,6 +13,7 @@ from idem.bulk import Ready, cut
 from idem.clock import SystemClock
 from idem.email import Email
 from idem.errors import JobError
+from idem.gate import Gate
 from idem.keys import check_key
 from idem.ledger import Ledger
 from idem.protocol import InDoubt
@@ -160,16 +161,31 @@ class App:
         return broker
 
     @cached_property
+    def _store(self) -> wiring.LedgerStore:
+        return wiring.open_store(self.settings)
+
+    @cached_property
     def ledger(self) -> Ledger:
         """The ledger of this application."""
-        return wiring.build_ledger(self.settings)
+        return wiring.build_ledger(self.settings, self._store)
+
+    @cached_property
+    def gate(self) -> Gate:
+        """The gate in front of the provider."""
+        return wiring.build_gate(self.settings, self._store)
 
     def performer(self) -> Performer:
         """What a worker process needs: the actor declared on the broker, and everything behind it."""
         clock = SystemClock()
-        sender = wiring.build_sender(self.settings, self.ledger, clock, self._reach)
-        policy = wiring.build_policy(self.settings)
-        performer = Performer(sender, self.broker, self.jobs, read=self.ledger.read, policy=policy, clock=clock)
+        performer = Performer(
+            wiring.build_sender(self.settings, self.ledger, clock, self._reach, self.gate),
+            self.broker,
+            self.jobs,
+            ledger=self.ledger,
+            gate=self.gate,
+            policy=wiring.build_policy(self.settings),
+            clock=clock,
+        )
         declare_actor(self.broker, performer)
         return performer
 
@@ -183,6 +199,8 @@ class App:
 
     def close(self) -> None:
         """Let go of what was opened; the embedded server stops when its last user has closed."""
-        for name in ("broker", "ledger"):
+        for name in ("gate", "ledger"):
+            self.__dict__.pop(name, None)
+        for name in ("broker", "_store"):
             if name in self.__dict__:
                 self.__dict__.pop(name).close()

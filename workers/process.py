@@ -51,6 +51,7 @@ def work(app: App, *, threads: int, until_empty: bool) -> int:
                     return 0
             return 0
         finally:
+            performer.stop()
             worker.stop(timeout=int(app.settings.shutdown_seconds * 1000))
 
 

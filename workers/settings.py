@@ -122,6 +122,16 @@ class Settings:
     give_up_seconds: float = _setting(
         86_400.0, "GIVE_UP_SECONDS", "after how long an email that was never sent ends as rejected"
     )
+    rate_per_second: float | None = _setting(
+        None,
+        "RATE_PER_SECOND",
+        "emails a second that all workers together send; by default what the provider documents, else no limit",
+    )
+    rate_burst: float | None = _setting(
+        None,
+        "RATE_BURST",
+        "emails that may go at once under the rate, at least 2; by default those of a quarter second",
+    )
     shutdown_seconds: float = _setting(
         30.0, "SHUTDOWN_SECONDS", "how long a stopping worker may finish what it began; longer than the HTTP timeout"
     )
@@ -129,6 +139,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         self.durations().check()
+        if self.rate_burst is not None and self.rate_burst < 2:  # noqa: PLR2004 - see idem.pace.Rate
+            raise SettingsError(f"IDEM_RATE_BURST is {self.rate_burst:g}: it must be at least 2")
 
     def __repr__(self) -> str:
         shown = (f"{item.name}={getattr(self, item.name)!r}" for item in fields(self))
@@ -277,11 +289,23 @@ def _parse_in_doubt(name: str, value: str) -> str:
     return value
 
 
-_PARSERS: Mapping[str, Callable[[str, str], str]] = {
+def _parse_number(name: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 < number < float("inf"):
+        raise SettingsError(f"{name} is not a number above 0")
+    return number
+
+
+_PARSERS: Mapping[str, Callable[[str, str], str | float]] = {
     "provider": _parse_provider,
     "fallback_provider": _parse_provider,
     "in_doubt": _parse_in_doubt,
     "aws_endpoint_url": _parse_url,
+    "rate_per_second": _parse_number,
+    "rate_burst": _parse_number,
 }
 
 

@@ -5,23 +5,29 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from idem.clock import Clock, SystemClock
 from idem.email import Email
 from idem.errors import MissingExtra, SettingsError
+from idem.gate import Gate
 from idem.ledger import Ledger
+from idem.pace import Rate
 from idem.policy import Policy
 from idem.protocol import InDoubt
 from idem.providers.base import Contract, Prepared, Provider
 from idem.reconcile import Patience, Reconciler
 from idem.send import Point, Sender
-from idem.stores.base import Store
+from idem.stores.base import Cells, Store
 from idem.stores.sqlite import SqliteStore
 from workers.settings import Settings
 
 if TYPE_CHECKING:
     from workers.brokers.redis import RedisBroker
+
+
+class LedgerStore(Store, Cells, Protocol):
+    """What every store is: records, and the cells beside them."""
 
 
 def _module(provider: str) -> Any:
@@ -35,7 +41,7 @@ def contract_of(provider: str) -> Contract:
     return contract
 
 
-def open_store(settings: Settings) -> Store:
+def open_store(settings: Settings) -> LedgerStore:
     """The store that `IDEM_LEDGER_URL` names; nothing is opened before it is used."""
     scheme, _, rest = settings.ledger_url.partition("://")
     match scheme:
@@ -52,7 +58,7 @@ def open_store(settings: Settings) -> Store:
             )
 
 
-def _dynamo_store(settings: Settings, place: str) -> Store:
+def _dynamo_store(settings: Settings, place: str) -> LedgerStore:
     region, _, table = place.partition("/")
     if not region or not table or "/" in table:
         raise SettingsError("IDEM_LEDGER_URL names no table: write dynamodb://REGION/TABLE")
@@ -70,7 +76,7 @@ def _dynamo_store(settings: Settings, place: str) -> Store:
     )
 
 
-def _redis_store(settings: Settings) -> Store:
+def _redis_store(settings: Settings) -> LedgerStore:
     try:
         from idem.stores.redis import RedisStore, connector  # noqa: PLC0415 - an extra
     except ImportError as error:
@@ -104,15 +110,34 @@ def _policy(settings: Settings, window_seconds: float | None) -> Policy:
     )
 
 
-def build_ledger(settings: Settings, clock: Clock | None = None) -> Ledger:
+def build_ledger(settings: Settings, store: Store, clock: Clock | None = None) -> Ledger:
     """The ledger of this application."""
     return Ledger(
-        open_store(settings),
+        store,
         policy=build_policy(settings),
         provider=settings.provider,
         clock=clock or SystemClock(),
         others={name: _policy(settings, contract_of(name).window_seconds) for name in _others(settings)},
         fallback=settings.fallback_provider,
+    )
+
+
+def build_rate(settings: Settings) -> Rate | None:
+    """The rate that is set, else the documented one, else none; a quarter of a second's emails make a burst."""
+    per_second = settings.rate_per_second or contract_of(settings.provider).emails_per_second
+    if per_second is None:
+        return None
+    return Rate(per_second, settings.rate_burst or max(2.0, per_second / 4))
+
+
+def build_gate(settings: Settings, cells: Cells, clock: Clock | None = None) -> Gate:
+    """The gate in front of the first choice; a probe is waited for as long as its claim can last."""
+    return Gate(
+        cells,
+        settings.provider,
+        clock=clock or SystemClock(),
+        probe_seconds=settings.lease_seconds,
+        rate=build_rate(settings),
     )
 
 
@@ -159,7 +184,9 @@ def check_with(settings: Settings) -> Callable[[Email], None]:
     return adapter.check
 
 
-def build_sender(settings: Settings, ledger: Ledger, clock: Clock, reach: Callable[[Point], None]) -> Sender:
+def build_sender(
+    settings: Settings, ledger: Ledger, clock: Clock, reach: Callable[[Point], None], gate: Gate
+) -> Sender:
     """The sender of a worker process."""
     providers = build_providers(settings)
     return Sender(
@@ -170,6 +197,7 @@ def build_sender(settings: Settings, ledger: Ledger, clock: Clock, reach: Callab
         http_timeout_seconds=settings.http_timeout_seconds,
         namespace=settings.namespace,
         reach=reach,
+        heed=gate.heed,
     )
 
 

@@ -131,6 +131,7 @@ class RedisStore:
         self._prefix = f"idem-ledger:{{{quote(namespace, safe='')}/"
         self._retention_ms = None if retention_seconds is None else max(1, int(retention_seconds * 1000))
         self._swap, self._drop = _Script("redis_swap.lua"), _Script("redis_drop.lua")
+        self._swap_cell = _Script("redis_cell.lua")
         self._lock = threading.Lock()
         self._open: Client | None = None
 
@@ -194,6 +195,17 @@ class RedisStore:
                 counts[_state(state)] += int(number)
         return {state: counts[state] for state in State}
 
+    def read_cell(self, name: str) -> bytes | None:
+        """See `Cells.read_cell`."""
+        with _translated():
+            (value,) = cast("list[bytes | None]", self._client().hmget(self._cell(name), ["value"]))
+        return value
+
+    def swap_cell(self, name: str, old: bytes | None, new: bytes) -> bytes | None:
+        """See `Cells.swap_cell`. One round trip."""
+        with _translated():
+            return cast("bytes | None", self._swap_cell.run(self._client(), [self._cell(name)], (old or b"", new)))
+
     def close(self) -> None:
         """See `Store.close`."""
         with self._lock:
@@ -240,6 +252,10 @@ class RedisStore:
 
     def _name(self, shard: int, *parts: str) -> str:
         return f"{self._prefix}{shard}}}:{':'.join(parts)}"
+
+    def _cell(self, name: str) -> str:
+        """A hash tag of its own, which no shard has: a number is a shard."""
+        return f"{self._prefix}cell/{quote(name, safe='')}}}:cell"
 
     def _expiry(self, state: State, shard: int) -> tuple[int | str, ...]:
         """Retention, and step and offset of the instants at which this shard's records expire: not with all others'."""

@@ -20,6 +20,7 @@ from dramatiq.broker import Consumer, MessageProxy
 
 from idem.clock import SystemClock
 from idem.errors import BrokerUnavailable, IdemError
+from idem.gate import Gate
 from idem.ledger import Ledger
 from idem.policy import Policy
 from idem.protocol import State
@@ -476,13 +477,16 @@ class Stage:
         self.provider = FakeProvider(FakeClock())
         policy = Policy(lease_seconds=1.0, http_timeout_seconds=0.5, window_seconds=86_400.0, backoff_seconds=0.1)
         clock = SystemClock()
-        self.ledger = Ledger(MemoryStore(), policy=policy, provider="fake", clock=clock)
+        cells = MemoryStore()
+        self.ledger = Ledger(cells, policy=policy, provider="fake", clock=clock)
         sender = Sender(self.ledger, self.provider, clock=clock, http_timeout_seconds=0.5, namespace="test")
         self.brokers = [harness.open() for _ in range(2)]
         self._keys: dict[str, str] = {}
         self._workers = []
         for broker in self.brokers:
-            declare_actor(broker, Performer(sender, broker, {}, read=self.ledger.read, policy=policy, clock=clock))  # type: ignore[arg-type]  # one of dramatiq's
+            gate = Gate(cells, "fake", clock=clock, probe_seconds=1.0)
+            performer = Performer(sender, broker, {}, ledger=self.ledger, gate=gate, policy=policy, clock=clock)
+            declare_actor(broker, performer)  # type: ignore[arg-type]  # one of dramatiq's
             self._workers.append(dramatiq.Worker(broker, worker_threads=2, worker_timeout=50))  # type: ignore[arg-type]  # the same
 
     def run(self) -> None:

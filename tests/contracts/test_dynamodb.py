@@ -12,12 +12,12 @@ import pytest
 
 from idem.errors import LedgerError
 from idem.protocol import State
-from idem.stores.base import Store
 from idem.stores.dynamodb import Connection, DynamoStore
 from idem.stores.dynamodb.batch import GroupWriter, _Result
 from idem.stores.dynamodb.writes import Write
 from tests import services
-from tests.contracts.store import Opener, StoreContract, advance
+from tests.contracts.cells import Both, Opener
+from tests.contracts.store import StoreContract, advance
 from tests.records import make_record
 
 
@@ -59,7 +59,7 @@ class TestDynamoStore(StoreContract):
         endpoint, test = start(), uuid.uuid4().hex
         with contextlib.ExitStack() as opened:
 
-            def open_one(namespace: str) -> Store:
+            def open_one(namespace: str) -> Both:
                 signed = writer.startswith("signed")
                 connection, table = services.share("dynamodb", endpoint, signed=signed), services.table(endpoint)
                 store = make_store(connection, table, writer, namespace=f"{test}-{namespace}")
@@ -68,7 +68,7 @@ class TestDynamoStore(StoreContract):
 
             yield open_one
 
-    def test_nothing_is_there_at_first(self, store: Store) -> None:
+    def test_nothing_is_there_at_first(self, store: Both) -> None:
         assert store.read("k") is None
         assert list(store.list(State.IN_DOUBT, 10)) == []
         assert sum(store.count().values()) == 0
@@ -84,7 +84,7 @@ class TestDynamoStore(StoreContract):
         assert found is not None
         assert found.claim_id == "c1"
 
-    def test_a_list_has_one_state_in_order_and_a_limit(self, store: Store) -> None:
+    def test_a_list_has_one_state_in_order_and_a_limit(self, store: Both) -> None:
         for number in (3, 1, 4, 0, 2):
             store.swap(None, make_record(f"k{number}", state=State.IN_DOUBT, updated_at=1_000.5 + number))
         store.swap(None, make_record("other", state=State.UNSURE, updated_at=1.0))
@@ -96,7 +96,7 @@ class TestDynamoStore(StoreContract):
         assert store.swap(found, advance(found, state=State.SENT, updated_at=2_000.0)) is None
         assert [record.key for record in store.list(State.IN_DOUBT, 10)] == ["k1", "k2", "k3", "k4"]
 
-    def test_a_long_list_is_paged(self, store: Store) -> None:
+    def test_a_long_list_is_paged(self, store: Both) -> None:
         """More than one answer of the index, and more than one read of the table."""
         keys = [f"k{number:03}" for number in range(230)]
         with ThreadPoolExecutor(8) as pool:
@@ -105,7 +105,7 @@ class TestDynamoStore(StoreContract):
         assert len(list(store.list(State.RETRY, 150))) == 150
         assert store.count()[State.RETRY] == 230
 
-    def test_a_count_is_by_state(self, store: Store) -> None:
+    def test_a_count_is_by_state(self, store: Both) -> None:
         """A state that is not counted is not in the answer: not counted is not none."""
         for number in range(5):
             store.swap(None, make_record(f"k{number}", state=State.SENT if number < 3 else State.RETRY))
@@ -126,6 +126,6 @@ class TestDynamoStore(StoreContract):
         assert [record.key for record in store.list(state, 2)] == ["b", "d"]
 
     @pytest.mark.parametrize("state", [State.SENT, State.SPLIT])
-    def test_a_state_that_would_list_everything_is_refused(self, store: Store, state: State) -> None:
+    def test_a_state_that_would_list_everything_is_refused(self, store: Both, state: State) -> None:
         with pytest.raises(LedgerError, match="cannot list"):
             store.list(state, 10)

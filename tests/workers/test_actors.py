@@ -20,7 +20,9 @@ from dramatiq.middleware import Interrupt, Shutdown, TimeLimitExceeded
 from dramatiq.threading import raise_thread_exception
 
 from idem import Email, State
+from idem.clock import SystemClock
 from idem.errors import BrokerUnavailable, JobError
+from idem.outcome import NotSent
 from idem.send import Point
 from tests.workers.parts import Sandbox, make_email, wait_for
 from workers import App, Settings
@@ -90,6 +92,87 @@ def worker(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[dramatiq.W
     worker.start()
     yield worker
     worker.stop(5_000)
+
+
+class TestGate:
+    def _pause(self, stage: Stage, seconds: float) -> None:
+        assert stage.app.gate.enter() == 0.0
+        stage.app.gate.heed("lettermint", "k", NotSent("HTTP 429", seconds, limited=True))
+        stage.app.gate.leave()
+
+    def test_a_paused_provider_costs_no_claim_and_no_try(self, stage: Stage, sandbox: Sandbox) -> None:
+        self._pause(stage, 60.0)
+
+        returned = stage.send(make_email(), "k")
+
+        assert isinstance(returned, Retry)
+        assert not returned.tried
+        assert 58 < returned.delay_seconds < 66
+        assert stage.state("k") is None
+        assert sandbox.seen() == []
+
+    def test_what_the_provider_says_reaches_the_gate(self, stage: Stage, sandbox: Sandbox) -> None:
+        sandbox.order("429", times=1, retry_after=30)
+        stage.send(make_email(), "k")
+
+        paused = stage.app.gate.look().pause
+
+        assert paused is not None
+        assert paused.seconds == 30
+        assert isinstance(stage.send(make_email(2), "other"), Retry)
+        assert stage.state("other") is None
+
+    def test_a_last_replay_passes_a_closed_gate(self, stage: Stage, sandbox: Sandbox) -> None:
+        """The window of a key in doubt would close during the pause: the email is settled, not left in doubt."""
+        sandbox.order("accept_then_drop", times=1)
+        stage.send(make_email(), "k")
+        assert stage.state("k") is State.UNSURE
+        due = stage.app.ledger.passes_at("k")
+        assert due is not None
+        self._pause(stage, 1.1 * (due - time.time()))
+
+        returned = stage.send(make_email(), "k")
+        assert isinstance(returned, Retry)
+        assert returned.delay_seconds <= min(due - time.time() + 1, 900)
+
+        stage.performer._clock = _Later(due)
+        assert stage.send(make_email(), "k") == Acknowledge()
+        assert stage.state("k") is State.SENT
+        assert len(sandbox.accepted()) == 1
+
+    def test_an_unreachable_provider_leaves_it_in_doubt_after_the_last_replay(
+        self, environ: dict[str, str], tmp_path: Path, sandbox: Sandbox
+    ) -> None:
+        """A short window, and an outage that outlasts it: only then IN_DOUBT, and not by the closed gate alone."""
+        stage = Stage(environ | {"IDEM_WINDOW_SECONDS": "4.8"}, tmp_path)
+        sandbox.order("503")
+        stage.send(make_email(), "k")
+        self._pause(stage, 600.0)
+        delays = []
+        while stage.state("k") is State.UNSURE:
+            returned = stage.send(make_email(), "k")
+            if isinstance(returned, Retry):
+                delays.append(returned.delay_seconds)
+                time.sleep(min(returned.delay_seconds, 0.2))
+
+        record = stage.app.ledger.read("k")
+        assert record is not None
+        assert record.state is State.IN_DOUBT
+        assert record.attempts >= 2, "the pause did not keep it from its last replay"
+        assert max(delays) < 5
+        stage.app.close()
+        vars(stage).clear()
+        gc.collect()
+
+
+class _Later(SystemClock):
+    """A clock that shows an instant to come."""
+
+    def __init__(self, instant: float) -> None:
+        self._instant = instant
+
+    def now(self) -> float:
+        return self._instant
 
 
 class TestAcknowledging:
@@ -375,7 +458,7 @@ class TestForgetting:
         message = self._old(job_message("job", [], {}, "k")[0], 3_000)
         assert forgetful.perform(message) == Acknowledge()
 
-        assert [part.message_timestamp for part in enqueued] == [message.message_timestamp] * 2
+        assert [part.message_timestamp for part in enqueued] == [message.message_timestamp]
 
 
 class TestRefusing:

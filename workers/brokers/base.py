@@ -25,9 +25,10 @@ class Acknowledge:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The message must come again, after `delay_seconds`."""
+    """The message must come again, after `delay_seconds`; `tried` is False when it was not looked at this time."""
 
     delay_seconds: float
+    tried: bool = True
 
 
 @dataclass(frozen=True, slots=True)

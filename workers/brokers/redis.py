@@ -230,8 +230,8 @@ class _Consumer(Consumer):
             match disposition_of(message):
                 case Acknowledge():
                     self._broker.move("ack", self._queue_name, message_id)
-                case Retry(delay_seconds=delay):
-                    again = message.copy(options={"tries": message.options.get("tries", 0) + 1})
+                case Retry(delay_seconds=delay, tried=tried):
+                    again = message.copy(options={"tries": message.options.get("tries", 0) + tried})
                     pause_ms = max(0, int(delay * 1000))
                     self._broker.move("retry", self._queue_name, message_id, again.encode(), pause_ms)
                 case Bury(reason=reason):

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 import click
 
-from idem.errors import IdemError
+from idem.errors import IdemError, LedgerError
 from workers import wiring
 from workers.app import App
+from workers.cli.records import describe_pace, pace_sentence
 from workers.settings import Settings
 
 
@@ -21,7 +22,7 @@ def doctor_command() -> int:
         # Made inside, as making one may fail as well.
         "ledger": lambda: app.ledger.check(),  # noqa: PLW0108
         "broker": lambda: app.broker.check(),  # noqa: PLW0108
-        "provider": lambda: _provider(app.settings),
+        "provider": lambda: [*_provider(app.settings), *_pace(app)],
     }
     try:
         # All of them, so that everything can be mended at once.
@@ -57,3 +58,14 @@ def _provider(settings: Settings) -> Sequence[str]:
     token = "a token is set" if contract.needs_token else "needs no token"
     keys = "keys" if contract.key is not None else "no keys"
     return (f"{contract.title}: {token}; {keys} as of {contract.checked}, {contract.source}",)
+
+
+def _pace(app: App) -> Sequence[str]:
+    """How fast it is asked, and whether at all; what the ledger cannot say, its own line does."""
+    rate = wiring.build_rate(app.settings)
+    limits = () if rate is None else (f"at most {rate.per_second:g} emails a second, {rate.burst:g} at once",)
+    try:
+        described = describe_pace(app.settings.provider, app.gate.look())
+    except LedgerError:
+        return limits
+    return limits if described["standing"] == "asked" else (*limits, pace_sentence(described))

@@ -17,6 +17,8 @@ _FILE = "idem.toml"
 _EXAMPLES = {
     "IDEM_AWS_ENDPOINT_URL": "http://127.0.0.1:8000",
     "IDEM_BODIES_BUCKET": "a-bucket",
+    "IDEM_RATE_BURST": 2.0,
+    "IDEM_RATE_PER_SECOND": 10.0,
     "IDEM_FALLBACK_PROVIDER": "lettermint",
 }
 

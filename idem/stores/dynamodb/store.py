@@ -16,6 +16,7 @@ from idem.protocol import Record, State
 from idem.stores.base import VANISHED
 from idem.stores.dynamodb.batch import GroupWriter
 from idem.stores.dynamodb.bodies import Bucket, add_body, read_body
+from idem.stores.dynamodb.cells import cell_key, read_cell, swap_cell
 from idem.stores.dynamodb.connection import Connection, DynamoClient
 from idem.stores.dynamodb.failures import table_place, translated
 from idem.stores.dynamodb.items import (
@@ -118,6 +119,14 @@ class DynamoStore:
     def count(self) -> Mapping[State, int]:
         """See `Store.count`; only the states of `INDEXED` are in it, each also when there are none."""
         return {state: sum(self._count(part) for part in attention_keys(self._namespace, state)) for state in INDEXED}
+
+    def read_cell(self, name: str) -> bytes | None:
+        """See `Cells.read_cell`."""
+        return read_cell(self._connection, self._name, cell_key(self._namespace, name))
+
+    def swap_cell(self, name: str, old: bytes | None, new: bytes) -> bytes | None:
+        """See `Cells.swap_cell`."""
+        return swap_cell(self._connection, self._name, cell_key(self._namespace, name), old, new)
 
     def close(self) -> None:
         """See `Store.close`."""

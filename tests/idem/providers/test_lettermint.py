@@ -162,7 +162,7 @@ _MISMATCHES = [
         (402, b"", NotSent("HTTP 402: no message")),
         (404, b"", NotSent("HTTP 404: no message")),
         (405, b"", NotSent("HTTP 405: no message")),
-        (429, {"message": "Too Many Attempts."}, NotSent("HTTP 429: Too Many Attempts.")),
+        (429, {"message": "Too Many Attempts."}, NotSent("HTTP 429: Too Many Attempts.", limited=True)),
         *((status, b"", Unknown) for status in (100, 101, 301, 302, 307, 304, 406, 408, 410, 418, 423, 424, 425, 499)),
         *((status, b"<html>", Unknown) for status in (500, 501, 502, 503, 504, 520, 599, 600, 999)),
     ],
