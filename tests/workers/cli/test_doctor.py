@@ -21,7 +21,6 @@ def test_what_is_well_is_said_in_a_line_each(run_idem: RunIdem) -> None:
         ["ok", "settings"],
         ["ok", "ledger"],
         ["ok", "broker"],
-        ["ok", "broker"],
         ["ok", "provider"],
     ]
     assert "HTTP timeout 1 s < lease 2 s" in ran.out
