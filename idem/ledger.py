@@ -18,7 +18,7 @@ from typing import TypeVar
 from idem import protocol
 from idem.clock import Clock, Deadline
 from idem.errors import BodyTooLarge, LedgerUnavailable
-from idem.outcome import Accepted, Outcome
+from idem.outcome import Accepted, Outcome, Rejected
 from idem.policy import Policy
 from idem.protocol import (
     MISSING,
@@ -122,11 +122,11 @@ class Ledger:
         written = self._insist(claim.lease, lambda: self._change(claim, change, self._write))
         return written if isinstance(written, Lost) else Claim(written, lease)
 
-    def split(self, claim: Claim, body: bytes, fingerprint: str) -> Record | Lost:
-        """Fix the list of emails that the job built; they are sent under their sub-keys."""
+    def split(self, claim: Claim, body: bytes, fingerprint: str, cut: int | None = None) -> Record | Lost:
+        """Fix a list of emails, and how it is cut; they are sent under keys of their own."""
 
         def change(record: Record) -> Record:
-            return protocol.split(record, body, fingerprint, now=self._clock.now())
+            return protocol.split(record, body, fingerprint, now=self._clock.now(), cut=cut)
 
         return self._insist(claim.lease, lambda: self._change(claim, change, self._write))
 
@@ -150,6 +150,11 @@ class Ledger:
             claim_id = claim.record.claim_id
             return Lost(self._insist(patience, lambda: self._testify(settled.record, outcome, claim_id)))
         return settled
+
+    def adopt(self, claim: Claim, key: str, fingerprint: str, outcome: Accepted | Rejected) -> None:
+        """Write down one email that was settled in the claim's request; a record that is there already stays."""
+        record = protocol.member(claim.record, key, fingerprint, outcome, now=self._clock.now())
+        self._insist(self._lease(), lambda: self._write(None, record))
 
     def testify(self, record: Record, accepted: Accepted, *, witness: str, detail: str) -> Record:
         """Bring an acceptance that a look-up, an event or a person knows of into the record.

@@ -110,7 +110,8 @@ class Record:
     `job` names the function that builds the email, None for an email that arrived ready; `body` holds what it built.
     An email that arrived ready has a `body` only once it was in doubt: it can then be sent again without its message.
     `unsure_since` is the start of the first attempt that may have been accepted: the provider's window counts from it.
-    `opened_at` is set when the key was opened again: how long to try counts from it.
+    `opened_at` is set when the key was opened again: how long to try counts from it. `cut` is how many emails of a
+    SPLIT list go together; None means that each goes by itself.
     """
 
     key: str
@@ -130,6 +131,7 @@ class Record:
     ready_at: float | None = None
     unsure_since: float | None = None
     opened_at: float | None = None
+    cut: int | None = None
     in_doubt: InDoubt | None = None
     message_id: str | None = None
     reason: str | None = None
@@ -146,7 +148,8 @@ class Record:
 class Intent:
     """What a message asks for: one email that is ready (its fingerprint and canonical bytes), or a job that builds one.
 
-    `in_doubt` is the job's choice, where it made one.
+    `in_doubt` is the job's choice, where it made one. `split`: the message carries several emails, and the provider
+    cannot take them in one request, so that each needs a key of its own.
     """
 
     key: str
@@ -154,6 +157,7 @@ class Intent:
     job: str | None = None
     body: bytes | None = field(default=None, repr=False)
     in_doubt: InDoubt | None = None
+    split: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,7 +444,7 @@ def claim(record: Record | None, intent: Intent, *, now: float, claim_id: str, r
         record = _blank(intent, now, rules)
     elif record.fingerprint is None:
         record = replace(record, fingerprint=intent.fingerprint)
-    return Take(_take(record, move, now, claim_id, rules))
+    return Take(_take(record, move, now, claim_id, rules, split=intent.split))
 
 
 _LEASED: Final = frozenset({Standing.RENDERING_LIVE, Standing.SENDING_LIVE})
@@ -482,7 +486,9 @@ def _blank(intent: Intent, now: float, rules: Rules) -> Record:
     )
 
 
-def _take(record: Record, move: Move, now: float, claim_id: str, rules: Rules) -> Record:
+def _take(  # noqa: PLR0913 - as below
+    record: Record, move: Move, now: float, claim_id: str, rules: Rules, *, split: bool
+) -> Record:
     taken = replace(
         record,
         version=record.version + 1,
@@ -492,7 +498,8 @@ def _take(record: Record, move: Move, now: float, claim_id: str, rules: Rules) -
         updated_at=now,
         provider=record.provider if move is Move.REPLAY else _route(record, rules),
     )
-    if record.fingerprint is None:
+    # A list that may have been accepted as one request is repeated as one, whatever the provider takes today.
+    if record.fingerprint is None or (split and move is not Move.REPLAY):
         return replace(taken, state=State.RENDERING)
     unsure_since = _unsure_since(record) if move is Move.REPLAY else None
     return _begin_attempt(replace(taken, unsure_since=unsure_since), now)
@@ -563,16 +570,38 @@ def freeze(record: Record, body: bytes, fingerprint: str, *, now: float, policy:
     return _begin_attempt(frozen, now)
 
 
-def split(record: Record, body: bytes, fingerprint: str, *, now: float) -> Record:
-    """RENDERING -> SPLIT: the list that the job built is fixed; its emails are sent under their sub-keys."""
+def split(record: Record, body: bytes, fingerprint: str, *, now: float, cut: int | None = None) -> Record:
+    """RENDERING -> SPLIT: a list is fixed, and how it is cut; its emails are sent under keys of their own."""
     return replace(
         record,
         state=State.SPLIT,
         version=record.version + 1,
         body=body,
         fingerprint=fingerprint,
+        cut=cut,
         lease_until=None,
         updated_at=now,
+    )
+
+
+def member(within: Record, key: str, fingerprint: str, outcome: Accepted | Rejected, *, now: float) -> Record:
+    """The record of one email that was settled in the request which `within` stands for."""
+    accepted = outcome if isinstance(outcome, Accepted) else None
+    kind = ACCEPTANCE if accepted is not None else "rejected"
+    return Record(
+        key=key,
+        state=State.REJECTED if accepted is None else State.SENT,
+        version=1,
+        claim_id=within.claim_id,
+        created_at=now,
+        updated_at=now,
+        provider=within.provider,
+        fingerprint=fingerprint,
+        generation=within.generation,
+        attempts=1,
+        message_id=accepted.message_id if accepted is not None else None,
+        reason=outcome.detail if isinstance(outcome, Rejected) else None,
+        evidence=(Evidence(at=now, kind=kind, claim_id=within.claim_id, detail=f"in the request of {within.key}"),),
     )
 
 

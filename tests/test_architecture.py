@@ -41,11 +41,18 @@ _CORE = {
 #: Adapters, each folder with the modules that all of its files may share.
 _ADAPTERS = {
     "idem.stores": {"idem.stores.base", "idem.stores.codec"},
-    "idem.providers": {f"idem.providers.{name}" for name in ("api", "base", "http", "reading")},
+    "idem.providers": {
+        f"idem.providers.{name}"
+        for name in ("api", "base", "http", "message", "reading", "relay", "sockets", "submission")
+    },
 }
 
 #: Drivers that an adapter brings; nothing else in `idem` may import one.
-_DRIVERS = {"idem.stores.dynamodb": {"boto3", "botocore"}, "idem.stores.redis": {"redis"}}
+_DRIVERS = {
+    "idem.providers.ses": {"boto3", "botocore"},
+    "idem.stores.dynamodb": {"boto3", "botocore"},
+    "idem.stores.redis": {"redis"},
+}
 
 #: The only places that know concrete classes.
 _WIRING = {"workers.wiring"}
@@ -54,9 +61,14 @@ _WIRING = {"workers.wiring"}
 _ENVIRONMENT = {"workers.settings"}
 
 
+#: The same provider through another client: its contract and its bytes are those of the adapter.
+_SAME = {"idem.providers.lettermint_sdk": "idem.providers.lettermint"}
+
+
 def _adapter(name: str) -> str:
     """The adapter that a module belongs to: `idem.stores.dynamodb.table` to `idem.stores.dynamodb`."""
-    return ".".join(name.split(".")[:3])
+    adapter = ".".join(name.split(".")[:3])
+    return _SAME.get(adapter, adapter)
 
 
 def _imports(name: str) -> Iterator[str]:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import inspect
 import threading
+import uuid
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec
 
+from idem.bulk import Ready, cut
 from idem.clock import SystemClock
 from idem.email import Email
 from idem.errors import JobError
 from idem.gate import Gate
+from idem.keys import check_key
 from idem.ledger import Ledger
 from idem.protocol import InDoubt
 from idem.reconcile import Reconciler
 from idem.send import Point
 from workers import wiring
 from workers.actors import JobFunction, Performer, declare_actor
-from workers.jobs import QUEUE, email_message, job_message, resume_message
+from workers.jobs import QUEUE, email_message, job_message, part_message, resume_message
 from workers.settings import Settings
 
 if TYPE_CHECKING:
@@ -123,6 +126,28 @@ class App:
         message, used = email_message(email, key, _choice(in_doubt))
         self.broker.enqueue(message)
         return used
+
+    def enqueue_bulk(
+        self,
+        emails: Sequence[Email],
+        *,
+        key: str | None = None,
+        in_doubt: Literal["hold", "resend", "drop"] | None = None,
+    ) -> list[str]:
+        """Enqueue many emails as one job and return their keys: `<key>/1`, `<key>/2`, ... in the order of the list.
+
+        However the provider takes them, together or one at a time, each is sent once, and can be looked up under its
+        key; an email with an `Idempotency-Key` header has that one. The same list under the same key again is the same
+        bulk. Without `key`, it gets a new one. Raises like `enqueue`; call again with the same key and list then.
+        """
+        for email in emails:
+            self._check(email)
+        stem, choice = check_key(key if key is not None else str(uuid.uuid4())), _choice(in_doubt)
+        keys: list[str] = []
+        for part in cut(stem, emails, choice):
+            self.broker.enqueue(part_message(part))
+            keys += [part.key] if isinstance(part, Ready) else [member for member, _ in part.members()]
+        return keys
 
     @cached_property
     def _check(self) -> Callable[[Email], None]:

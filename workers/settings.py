@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from idem.errors import SettingsError
+from idem.policy import Durations
 from idem.protocol import InDoubt
 
 _PREFIX = "IDEM_"
@@ -24,9 +25,15 @@ _PROVIDER_SETTING = re.compile(r"IDEM_(?P<provider>[A-Z0-9_]+?)_(?P<part>TOKEN|B
 _URL_PASSWORD = re.compile(r"(?<=://).*@", re.DOTALL)
 _ENV_LINE = re.compile(r"(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?P<value>.*)")
 
+#: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SetQueueAttributes.html
+_SQS_SECONDS = 14 * 86_400.0
+
 #: The providers that have an adapter, by the names of their modules; each takes `IDEM_<PROVIDER>_TOKEN` and
 #: `IDEM_<PROVIDER>_BASE_URL`.
-PROVIDERS = ("lettermint", "getmailer", "nuntly", "resend", "postmark", "sendgrid", "mailgun", "brevo")
+PROVIDERS = (
+    "lettermint", "getmailer", "nuntly", "resend", "postmark", "ses", "sendgrid", "mailgun", "brevo",
+    "lettermint_smtp", "resend_smtp", "smtp",
+)  # fmt: skip
 
 
 class Secret:
@@ -131,16 +138,29 @@ class Settings:
     credentials: Mapping[str, Credentials] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_order("HTTP timeout", self.http_timeout_seconds, "<", "lease", self.lease_seconds)
-        _check_order("lease", self.lease_seconds, "<=", "visibility", self.visibility_seconds)
-        _check_order("HTTP timeout", self.http_timeout_seconds, "<", "shutdown", self.shutdown_seconds)
         if self.rate_burst is not None and self.rate_burst < 2:  # noqa: PLR2004 - see idem.pace.Rate
             raise SettingsError(f"IDEM_RATE_BURST is {self.rate_burst:g}: it must be at least 2")
-        _check_order("give up", self.give_up_seconds, "<", "retention", self.retention_seconds)
+        self.durations().check()
 
     def __repr__(self) -> str:
         shown = (f"{item.name}={getattr(self, item.name)!r}" for item in fields(self))
         return f"Settings({', '.join(_URL_PASSWORD.sub('***@', text) for text in shown)})"
+
+    def durations(self, window_seconds: float | None = None) -> Durations:
+        """All durations, with the window of the provider once it is known; where nothing is forgotten, no retention."""
+        # SQS keeps no message for longer, whatever its queues are set to; the other brokers keep it until it is done.
+        kept = _SQS_SECONDS if self.broker_url.startswith("sqs://") else None
+        return Durations(
+            http_timeout_seconds=self.http_timeout_seconds,
+            lease_seconds=self.lease_seconds,
+            visibility_seconds=self.visibility_seconds,
+            shutdown_seconds=self.shutdown_seconds,
+            give_up_seconds=self.give_up_seconds,
+            window_seconds=window_seconds,
+            retention_seconds=None if self.ledger_url.startswith("sqlite:") else self.retention_seconds,
+            queue_seconds=kept,
+            dead_letter_seconds=kept,
+        )
 
     @property
     def shown_ledger_url(self) -> str:
@@ -311,11 +331,3 @@ def _check_base_url(name: str, value: str) -> None:
         valid = False
     if not valid or not all("!" <= char <= "~" for char in value) or {"?", "#", "@"} & set(value):
         raise SettingsError(f"{name} is not a base URL such as https://api.example.com/v1")
-
-
-def _check_order(name: str, value: float, sign: str, other: str, bound: float) -> None:
-    if not (value < bound if sign == "<" else value <= bound):
-        settings = f"IDEM_{name.upper().replace(' ', '_')}_SECONDS", f"IDEM_{other.upper()}_SECONDS"
-        raise SettingsError(
-            f"the {name} ({value:g} s) must be {sign} the {other} ({bound:g} s): set {settings[0]} or {settings[1]}"
-        )

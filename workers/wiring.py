@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +15,7 @@ from idem.ledger import Ledger
 from idem.pace import Rate
 from idem.policy import Policy
 from idem.protocol import InDoubt
-from idem.providers.base import Contract, Provider
+from idem.providers.base import Contract, Prepared, Provider
 from idem.reconcile import Patience, Reconciler
 from idem.send import Point, Sender
 from idem.stores.base import Cells, Store
@@ -69,7 +68,7 @@ def _dynamo_store(settings: Settings, place: str) -> LedgerStore:
         raise MissingExtra("dynamodb", "the ledger (IDEM_LEDGER_URL=dynamodb://...)") from error
     endpoint, bucket = settings.aws_endpoint_url, settings.bodies_bucket
     return DynamoStore(
-        Connection("dynamodb", region, endpoint),
+        Connection("dynamodb", region, endpoint, signed=True),
         table,
         namespace=settings.namespace,
         bucket=None if bucket is None else Bucket(Connection("s3", region, endpoint), bucket),
@@ -88,21 +87,6 @@ def _redis_store(settings: Settings) -> LedgerStore:
 
 def build_policy(settings: Settings) -> Policy:
     """The durations, and the window of the provider's contract unless a shorter one is set."""
-    return replace(policy_for(settings, settings.provider), window_seconds=_window(settings))
-
-
-def policy_for(settings: Settings, provider: str) -> Policy:
-    """The durations, with the window of that provider's contract."""
-    return Policy(
-        lease_seconds=settings.lease_seconds,
-        http_timeout_seconds=settings.http_timeout_seconds,
-        window_seconds=contract_of(provider).window_seconds,
-        give_up_seconds=settings.give_up_seconds,
-        backoff_seconds=settings.backoff_seconds,
-    )
-
-
-def _window(settings: Settings) -> float | None:
     documented = contract_of(settings.provider).window_seconds
     window = settings.window_seconds
     if window is not None and (documented is None or window > documented):
@@ -110,7 +94,20 @@ def _window(settings: Settings) -> float | None:
             f"IDEM_WINDOW_SECONDS is {window:g}, but {settings.provider} remembers a key for "
             f"{documented or 0:g} s: a longer window would send twice"
         )
-    return documented if window is None else window
+    return _policy(settings, documented if window is None else window)
+
+
+def _policy(settings: Settings, window_seconds: float | None) -> Policy:
+    durations = settings.durations(window_seconds)
+    durations.check()
+    return Policy(
+        lease_seconds=settings.lease_seconds,
+        http_timeout_seconds=settings.http_timeout_seconds,
+        window_seconds=durations.window_seconds,
+        memory_seconds=durations.memory_seconds,
+        give_up_seconds=settings.give_up_seconds,
+        backoff_seconds=settings.backoff_seconds,
+    )
 
 
 def build_ledger(settings: Settings, store: Store, clock: Clock | None = None) -> Ledger:
@@ -120,7 +117,7 @@ def build_ledger(settings: Settings, store: Store, clock: Clock | None = None) -
         policy=build_policy(settings),
         provider=settings.provider,
         clock=clock or SystemClock(),
-        others={name: policy_for(settings, name) for name in _others(settings)},
+        others={name: _policy(settings, contract_of(name).window_seconds) for name in _others(settings)},
         fallback=settings.fallback_provider,
     )
 
@@ -160,7 +157,10 @@ def build_provider(settings: Settings, provider: str | None = None) -> Provider:
     token = credentials.token.reveal() if credentials is not None else ""
     if contract.needs_token and not token:
         raise SettingsError(f"IDEM_{name.upper()}_TOKEN is not set: put the provider's API token there")
-    return _connect(name, token, credentials.base_url if credentials is not None else None)
+    adapter = _connect(name, token, credentials.base_url if credentials is not None else None)
+    if isinstance(adapter, Prepared):
+        adapter.prepare()
+    return adapter
 
 
 def build_providers(settings: Settings) -> dict[str, Provider]:
@@ -178,7 +178,9 @@ def _connect(provider: str, token: str, base_url: str | None) -> Provider:
 
 def check_with(settings: Settings) -> Callable[[Email], None]:
     """What raises `UnsupportedEmail` for the configured provider; needs no token."""
-    adapter: Provider = _module(settings.provider).connect("unused", contract_of(settings.provider).base_url)
+    contract = contract_of(settings.provider)
+    token = "unused" if contract.needs_token else ""
+    adapter: Provider = _module(settings.provider).connect(token, contract.base_url)
     return adapter.check
 
 
@@ -220,11 +222,12 @@ def build_reconciler(settings: Settings, ledger: Ledger, clock: Clock, resume: C
 def build_broker(settings: Settings) -> RedisBroker:
     """The broker that `IDEM_BROKER_URL` names; nothing is connected or started before it is used."""
     scheme, _, rest = settings.broker_url.partition("://")
-    if scheme not in {"embedded", "redis", "rediss"} or not rest:
+    if scheme.partition("+")[0] not in {"embedded", "redis", "rediss"} or not rest:
         raise SettingsError("IDEM_BROKER_URL names no broker: write embedded://DIR or redis://host:port/db")
     try:
         from workers.brokers.embedded import EmbeddedBroker  # noqa: PLC0415 - an extra, imported when asked for
-        from workers.brokers.redis import RedisBroker, connect  # noqa: PLC0415 - the same
+        from workers.brokers.redis import RedisBroker  # noqa: PLC0415 - the same
+        from workers.brokers.servers import connect  # noqa: PLC0415 - the same
     except ImportError as error:
         raise MissingExtra("local" if scheme == "embedded" else "redis", "the broker") from error
     namespace, visibility_seconds = settings.namespace, settings.visibility_seconds

@@ -22,7 +22,7 @@ from idem.providers.reading import outcome
 HANDLE: Final = "idem_key"
 #: How much earlier a look-up asks than it was told, for a provider's clock that is behind ours.
 CLOCK_SKEW_SECONDS: Final = 300.0
-_MAX_ANSWERS = 100
+_MAX_ANSWERS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,13 @@ def refuse_handle(email: Email) -> None:
         )
 
 
+def refuse_empty_parts(email: Email, title: str) -> None:
+    """Raise `UnsupportedEmail` for a text or html part without content, where the API has no place for one."""
+    for name, part in (("text", email.text), ("html", email.html)):
+        if part == "":
+            raise UnsupportedEmail(name, f"is empty, and {title} takes a part only with content; leave it out")
+
+
 #: The name that a tag gets where tags have names and values.
 _TAG: Final = "tag"
 
@@ -74,10 +81,13 @@ def _takes_all(_email: Email) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EachBatch:
-    """Emails with their keys in one request, and the outcome of each from its answer."""
+    """Emails with their keys in one request, and the outcome of each from its answer.
+
+    `read` gives None for several that were refused together, for the sake of one that the answer does not name.
+    """
 
     encode: Callable[[Sequence[tuple[Email, str]]], Content]
-    read: Callable[[Answer | NoAnswer, int], tuple[Outcome, ...]]
+    read: Callable[[Answer | NoAnswer, int], tuple[Outcome, ...] | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +133,21 @@ class Api:
     search: Search | None = None
 
 
+Keyed = Sequence[tuple[Email, str]]
+
+
+def in_halves(send: Callable[[Keyed], tuple[Outcome, ...] | None], emails: Keyed) -> tuple[Outcome, ...]:
+    """Send emails together; where they are refused for one of them and nothing says for which, each half by itself.
+
+    Nothing is sent twice by that: what is sent again was refused. One that poisons a batch holds up no other.
+    """
+    found = send(emails)
+    if found is not None:
+        return found
+    half = len(emails) // 2
+    return (*in_halves(send, emails[:half]), *in_halves(send, emails[half:]))
+
+
 class HttpProvider:
     """Sends through an HTTP API. Safe to share between threads."""
 
@@ -141,6 +166,17 @@ class HttpProvider:
         """See `Provider.check`."""
         self.contract.limits.check(email, self.contract.title)
         self._api.check(email)
+        self._check_size(email)
+
+    def _check_size(self, email: Email) -> None:
+        most = self.contract.limits.bytes
+        # No encoding makes eight bytes of one: small emails, which are most, are not encoded for this.
+        if most is None or len(email.canonical()) * 8 <= most:
+            return
+        size = len(self._api.encode(email, "").data)
+        if size > most:
+            field = "attachments" if email.attachments else "text" if email.html is None else "html"
+            raise UnsupportedEmail(field, f"makes a request of {size:,} bytes; {self.contract.title} takes {most:,}")
 
     def send(self, email: Email, provider_key: str, deadline: Deadline) -> Outcome:
         """See `Provider.send`."""
@@ -149,11 +185,14 @@ class HttpProvider:
 
     def send_each(self, emails: Sequence[tuple[Email, str]], deadline: Deadline) -> tuple[Outcome, ...]:
         """See `KeyedBatches.send_each`."""
-        batch = self.contract.batch
-        if self._api.each is None or batch is None:
+        batch, each = self.contract.batch, self._api.each
+        if each is None or batch is None:
             raise TypeError(f"{self.contract.title} has no batches with a key for each email")
-        answer = self._post(batch.path, self._api.each.encode(emails), None, deadline)
-        return self._api.each.read(answer, len(emails))
+
+        def send(some: Keyed) -> tuple[Outcome, ...] | None:
+            return each.read(self._post(batch.path, each.encode(some), None, deadline), len(some))
+
+        return in_halves(send, emails)
 
     def send_all(self, emails: Sequence[Email], provider_key: str, deadline: Deadline) -> Batched:
         """See `KeyedRequests.send_all`."""

@@ -300,6 +300,16 @@ class Searchable(Provider, Protocol):
         ...
 
 
+@runtime_checkable
+class Prepared(Provider, Protocol):
+    """A provider that needs more than a token: a client that is installed, settings of its own."""
+
+    def prepare(self) -> None:
+        """Raise `IdemError` for what would keep every email from being sent; does nothing when it was called before."""
+        ...
+
+
+@runtime_checkable
 class KeyedBatches(Provider, Protocol):
     """A provider whose contract has a `batch` with a key for each email."""
 
@@ -308,6 +318,7 @@ class KeyedBatches(Provider, Protocol):
         ...
 
 
+@runtime_checkable
 class KeyedRequests(Provider, Protocol):
     """A provider whose contract has a `batch` with one key for the request."""
 

@@ -14,7 +14,7 @@ import msgspec
 from idem.address import parse_address
 from idem.email import Attachment, Email
 from idem.errors import UnsupportedEmail
-from idem.providers.api import Api, Content, HttpProvider, Onward, Search, as_json, as_mailbox
+from idem.providers.api import Api, Content, HttpProvider, Onward, Search, as_json, as_mailbox, refuse_empty_parts
 from idem.providers.base import (
     USUAL,
     CannotTell,
@@ -32,7 +32,7 @@ from idem.providers.base import (
     Sighting,
 )
 from idem.providers.http import Answer, NoAnswer
-from idem.providers.reading import listed
+from idem.providers.reading import json_within, listed
 
 _KEY_FIELD = "idempotencyKey"
 _METADATA_HEADER = "X-Mailin-custom"
@@ -60,6 +60,7 @@ CONTRACT: Final = Contract(
         "https://github.com/getbrevo/brevo-node/issues/94",
         "https://developers.brevo.com/reference/sendtransacemail",
         "https://developers.brevo.com/reference/getemaileventreport-1",
+        "https://developers.brevo.com/docs/api-limits",
         "https://github.com/anymail/django-anymail/blob/main/anymail/backends/brevo.py",
     ),
     checked=date(2026, 11, 22),
@@ -77,18 +78,19 @@ CONTRACT: Final = Contract(
         Row({400}, Meaning.KNOWN, code="duplicate_parameter", words="idempotency"),
         Row({400}, Meaning.UNCLEAR, code="duplicate_(parameter|request)"),
         Row({400, 401, 403}, Meaning.FORBIDDEN, code="permission_denied|account_under_validation"),
-        Row({400, 402, 403}, Meaning.NOT_NOW, code="not_enough_credits"),
+        Row({400, 402, 403}, Meaning.NOT_NOW, code="not_enough_credits", pause_seconds=900.0),
         Row({400, 403}, Meaning.CREDENTIALS, code="unauthorized"),
         *USUAL,
     ),
     reply=Reply(message_id=("messageId",), code=("code",)),
-    limits=Limits(recipients=99, reply_to=1, bytes=20 * 1024 * 1024, empty_subject=False),
+    limits=Limits(recipients=99, reply_to=1, bytes=20_000_000, empty_subject=False),
     lookup=Lookup(
         handle="tag",
         source="https://developers.brevo.com/reference/getemaileventreport-1",
         lag_seconds=1_800.0,
         horizon_seconds=30 * 86_400.0,
     ),
+    emails_per_second=1_000.0,
     contradictions=(
         "a key is remembered for 30 minutes, says the guide, and for 15, says the changelog: the shorter counts",
         "Idempotency-Key in the body's headers, and either name as an HTTP header, do nothing (brevo-node 94)",
@@ -130,9 +132,7 @@ def _metadata(email: Email) -> str:
 
 
 def _check(email: Email) -> None:
-    for name, body in (("text", email.text), ("html", email.html)):
-        if body == "":
-            raise UnsupportedEmail(name, "is empty, and Brevo takes a part only with content; leave it out")
+    refuse_empty_parts(email, CONTRACT.title)
     for name, value in email.headers.items():
         if name.lower() in _RESERVED_HEADERS:
             raise UnsupportedEmail(f"headers.{name}", "is not a custom header, and Brevo takes no other")
@@ -151,8 +151,8 @@ def _check(email: Email) -> None:
 def _check_attachment(item: Attachment) -> None:
     if item.content_id is not None:
         raise UnsupportedEmail("attachments.content_id", "is nothing that Brevo's API has a place for")
-    extension = item.filename.rpartition(".")[2].lower()
-    if extension not in EXTENSIONS:
+    _, dot, extension = item.filename.lower().rpartition(".")
+    if not dot or extension not in EXTENSIONS:
         raise UnsupportedEmail(
             "attachments.filename", "ends in nothing that Brevo takes; its reference lists the names"
         )
@@ -189,10 +189,7 @@ def _tags(value: object) -> list[object]:
     """The tag of an event, or several as JSON."""
     if not isinstance(value, str):
         return value if isinstance(value, list) else []
-    try:
-        several = msgspec.json.decode(value)
-    except msgspec.DecodeError:
-        several = None
+    several = json_within(value)
     return several if isinstance(several, list) else [value]
 
 

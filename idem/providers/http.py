@@ -23,6 +23,7 @@ import msgspec
 
 from idem.clock import Deadline
 from idem.outcome import NotSent, Unknown
+from idem.providers.sockets import open_socket
 
 _MAX_RESPONSE_BYTES = 1024 * 1024
 _KEEPALIVE_SECONDS = 5.0
@@ -195,38 +196,12 @@ class _Backend(httpcore2.NetworkBackend):
         socket_options: Iterable[Any] | None = None,  # noqa: ARG002 - never asked for
     ) -> httpcore2.NetworkStream:
         try:
-            return _Stream(_open_socket(host, port, self._wire), self._wire)
+            connection = open_socket(host, port, lambda: self._wire.left(httpcore2.ConnectTimeout))
+            return _Stream(connection, self._wire)
         except TimeoutError as error:
             raise httpcore2.ConnectTimeout(str(error)) from error
         except (OSError, UnicodeError) as error:  # the latter for a host name that no resolver takes
             raise httpcore2.ConnectError(str(error)) from error
-
-
-def _open_socket(host: str, port: int, wire: _Wire) -> socket.socket:
-    """Try each address of the host in turn, each for its share of the time left.
-
-    `socket.create_connection` would give the whole of it to every one, several times the deadline in all.
-    """
-    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    failure = OSError("the host has no address")
-    for tried, (family, kind, protocol, _, address) in enumerate(addresses):
-        share = wire.left(httpcore2.ConnectTimeout) / (len(addresses) - tried)
-        try:
-            return _open_one(socket.socket(family, kind, protocol), address, share)
-        except OSError as error:
-            failure = error
-    raise failure
-
-
-def _open_one(connection: socket.socket, address: Any, seconds: float) -> socket.socket:
-    try:
-        connection.settimeout(seconds)
-        connection.connect(address)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 class _Stream(httpcore2.NetworkStream):

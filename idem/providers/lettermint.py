@@ -27,6 +27,7 @@ CONTRACT: Final = Contract(
     title="Lettermint",
     sources=(
         "https://lettermint.co/docs/platform/emails/idempotency",
+        "https://docs.lettermint.co/platform/emails/idempotency",
         "https://lettermint.co/docs/api-reference/sending/send",
         "https://pypi.org/project/lettermint/3.2.0/",
     ),
@@ -36,7 +37,7 @@ CONTRACT: Final = Contract(
     key=Key(place=Place.HEADER, name="Idempotency-Key", window_seconds=86_400.0),
     table=(
         Row({409, 422}, Meaning.CONFLICT, words=r"idempotency.*different|different.*(payload|body)"),
-        # Documented for the items of a batch; a single send that is still running has nothing else to say.
+        # Said of a mismatch and of a request that is still running; without the words of the former, it is the latter.
         Row({409}, Meaning.IN_PROGRESS),
         *USUAL,
     ),
@@ -44,7 +45,7 @@ CONTRACT: Final = Contract(
     limits=Limits(tags=1, empty_subject=False),
     batch=Batch(path="/send/batch", most=500, keys=BatchKeys.EACH),
     contradictions=(
-        "another body under a key: one page gives 422, a later one and the SDK 3.2.0 give 409; the words decide",
+        "another body under a key: one page gives 422, another one and the SDK 3.2.0 give 409; the words decide",
     ),
 )
 
@@ -98,12 +99,11 @@ _REFUSAL: Final = msgspec.json.Decoder(_Refusal)
 _UNDECODED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-def read_batch(answer: Answer | NoAnswer, count: int) -> tuple[Outcome, ...]:
-    """What became of each of `count` emails.
+def read_batch(answer: Answer | NoAnswer, count: int) -> tuple[Outcome, ...] | None:
+    """What became of each of `count` emails; None where several were refused and the answer accuses none of them.
 
     They are accepted in order; when one fails, the answer lists those before it, and the others were not reached. A
-    batch that is refused as a whole (409 for any of its keys, a validation error that names no email) sent nothing, and
-    does not say whose fault it was: each email is then `NotSent`, and finds out alone.
+    batch that is refused as a whole (409 for any of its keys, a validation error that names no email) sent nothing.
     """
     if isinstance(answer, NoAnswer):
         return (answer.outcome(),) * count
@@ -111,10 +111,19 @@ def read_batch(answer: Answer | NoAnswer, count: int) -> tuple[Outcome, ...]:
     if is_accepted(CONTRACT, answer):
         return _sent(answer, count) or (Unknown(f"HTTP {answer.status}: not an id for each email"),) * count
     listed = _listed(answer)
+    blamed = _blamed(answer, listed)
+    if count > 1 and not blamed & set(range(count)) and _is_refusal(answer, whole):
+        return None
+    accepted = listed or {}
     return tuple(
-        Accepted(listed[index]) if index in listed else _left(answer, whole, index in _blamed(answer, listed), count)
+        Accepted(accepted[index]) if index in accepted else _left(whole, accused=index in blamed or count == 1)
         for index in range(count)
     )
+
+
+def _is_refusal(answer: Answer, whole: Outcome) -> bool:
+    """Whether nothing was sent, for the sake of one: so is a batch with a key that is in use."""
+    return isinstance(whole, Rejected) or answer.status == HTTPStatus.CONFLICT
 
 
 def _sent(answer: Answer, count: int) -> tuple[Outcome, ...] | None:
@@ -125,29 +134,26 @@ def _sent(answer: Answer, count: int) -> tuple[Outcome, ...] | None:
     return tuple(Accepted(one.message_id) for one in sent) if len(sent) == count else None
 
 
-def _listed(answer: Answer) -> dict[int, str]:
-    """The emails that were accepted before one failed: index to id."""
+def _listed(answer: Answer) -> dict[int, str] | None:
+    """The emails that were accepted before one failed, index to id; None where the answer has no such list."""
     try:
         refusal = _REFUSAL.decode(answer.body)
     except _UNDECODED:
-        return {}
+        return None
     return {one.index: one.message_id for one in refusal.error.details.accepted}
 
 
-def _blamed(answer: Answer, listed: Mapping[int, str]) -> set[int]:
-    """The emails that failed: the first that is not listed, or those that the validation errors name (`2.to.0`)."""
+def _blamed(answer: Answer, listed: Mapping[int, str] | None) -> set[int]:
+    """The emails that failed: the one behind those that are listed, or those that the errors name (`2.to.0`)."""
     errors = answer.json_object().get("errors")
     named = {int(name.partition(".")[0]) for name in errors if _INDEXED.match(name)} if isinstance(errors, dict) else ()
-    return {*named, *({len(listed)} if listed else ())}
+    return {*named, *(() if listed is None else (len(listed),))}
 
 
-def _left(answer: Answer, whole: Outcome, blamed: bool, count: int) -> Outcome:  # noqa: FBT001 - a fact, not a mode
-    """The outcome of an email that is not listed as accepted."""
-    if count == 1 or (blamed and isinstance(whole, Rejected)):
-        return whole
-    if isinstance(whole, Rejected) or answer.status == HTTPStatus.CONFLICT:
-        detail = whole.detail if isinstance(whole, Rejected | Unknown) else ""
-        return NotSent(f"the batch was refused: {detail}", answer.retry_after())
+def _left(whole: Outcome, *, accused: bool) -> Outcome:
+    """The outcome of an email that is not listed as accepted: what the answer says is said of those it accuses."""
+    if isinstance(whole, Rejected) and not accused:
+        return NotSent("another email of the batch was refused")
     return whole
 
 

@@ -54,7 +54,7 @@ CONTRACT: Final = Contract(
         *USUAL,
     ),
     reply=Reply(message_id=("id",)),
-    limits=Limits(recipients=1_000, tags=3, bytes=25 * 1024 * 1024),
+    limits=Limits(recipients=1_000, tags=3, bytes=25_000_000),
     lookup=Lookup(
         handle=f"variable {HANDLE}",
         source="https://documentation.mailgun.com/docs/mailgun/user-manual/events/event-polling",
@@ -145,9 +145,12 @@ def _authorize(token: str) -> dict[str, str]:
 
 
 def _search_path(_provider_key: str, since: float) -> str:
-    """Everything accepted since then, oldest first: events cannot be filtered by a variable."""
+    """Everything accepted since then, oldest first: events cannot be filtered by a variable.
+
+    A page has 100 of at most 300, as each event names all recipients of its email, and a response has a limit here.
+    """
     begin = max(0, int(since - CLOCK_SKEW_SECONDS))
-    return f"/events?event=accepted&begin={begin}&ascending=yes&limit=300"
+    return f"/events?event=accepted&begin={begin}&ascending=yes&limit=100"
 
 
 def _read_search(answer: Answer | NoAnswer, provider_key: str) -> Sighting | Onward:

@@ -7,7 +7,17 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from idem.email import Email
-from idem.providers.api import HANDLE, Api, Content, HttpProvider, Onward, Search, as_json, refuse_handle
+from idem.providers.api import (
+    HANDLE,
+    Api,
+    Content,
+    HttpProvider,
+    Onward,
+    Search,
+    as_json,
+    refuse_empty_parts,
+    refuse_handle,
+)
 from idem.providers.base import (
     USUAL,
     CannotTell,
@@ -45,12 +55,11 @@ CONTRACT: Final = Contract(
         Row(range(200, 300), Meaning.ACCEPTED, code="0?"),
         Row(range(200, 300), Meaning.UNCLEAR),
         Row({422}, Meaning.FORBIDDEN, code="400|401|412|413"),  # the sender's signature, the account
-        Row({422}, Meaning.NOT_NOW, code="405"),  # out of credit
-        Row({503}, Meaning.NOT_NOW, code="100"),  # offline for maintenance
+        Row({422}, Meaning.NOT_NOW, code="405", pause_seconds=900.0),  # out of credit
         *USUAL,
     ),
     reply=Reply(message_id=("MessageID",), code=("ErrorCode",), message=("Message",)),
-    limits=Limits(recipients=50, tags=1, bytes=10 * 1024 * 1024),
+    limits=Limits(recipients=50, tags=1, bytes=10_000_000),
     lookup=Lookup(
         handle=f"metadata {HANDLE}",
         source="https://postmarkapp.com/support/article/1125-custom-metadata-faq",
@@ -84,6 +93,11 @@ def encode(email: Email, provider_key: str) -> Content:
     return as_json({name: value for name, value in parts.items() if value or name == "Subject"})
 
 
+def _check(email: Email) -> None:
+    refuse_handle(email)
+    refuse_empty_parts(email, CONTRACT.title)
+
+
 def _attachment(item: dict[str, str]) -> dict[str, str]:
     parts = {"Name": item["filename"], "Content": item["content"], "ContentType": item["content_type"]}
     return parts | ({"ContentID": f"cid:{item['content_id']}"} if "content_id" in item else {})
@@ -112,7 +126,7 @@ API: Final = Api(
     path="/email",
     authorize=lambda token: {"X-Postmark-Server-Token": token},
     encode=encode,
-    check=refuse_handle,
+    check=_check,
     search=Search(path=_search_path, read=_read_search),
 )
 

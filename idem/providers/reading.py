@@ -39,23 +39,43 @@ def outcome(contract: Contract, answer: Answer | NoAnswer) -> Outcome:
         return _accepted(contract, answer, body, detail)
     if meaning is Meaning.KNOWN:
         return Accepted(first_text(contract.reply.message_id, answer, body), replayed=True)
+    replayed = is_replay(contract, answer)
+    limited = _limits_all(answer, meaning, wait, replayed=replayed)
+    return unaccepted(contract, meaning, detail, wait, replayed=replayed, limited=limited)
+
+
+def unaccepted(  # noqa: PLR0913 - the last two say what an HTTP answer may add
+    contract: Contract,
+    meaning: Meaning,
+    detail: str,
+    wait: float | None = None,
+    *,
+    replayed: bool = False,
+    limited: bool = False,
+) -> Rejected | NotSent | Unknown:
+    """The outcome of an answer that does not say that the email was accepted."""
     if meaning in _GROUNDS:
-        return Rejected(detail, _GROUNDS[meaning], replayed=is_replay(contract, answer))
-    limited = _limits_all(contract, answer, meaning, wait)
+        return Rejected(detail, _GROUNDS[meaning], replayed=replayed)
     if meaning not in {Meaning.CREDENTIALS, Meaning.NOT_NOW}:
         return Unknown(detail, wait, limited=limited)
     kept = contract.key is not None and Keeps.REFUSALS in contract.key.keeps
-    credentials, replayed = meaning is Meaning.CREDENTIALS, is_replay(contract, answer)
-    return NotSent(detail, wait, credentials=credentials, burnt=kept, replayed=replayed, limited=limited)
+    return NotSent(
+        detail,
+        wait,
+        credentials=meaning is Meaning.CREDENTIALS,
+        burnt=kept,
+        replayed=replayed,
+        limited=limited,
+    )
 
 
-def _limits_all(contract: Contract, answer: Answer, meaning: Meaning, wait: float | None) -> bool:
+def _limits_all(answer: Answer, meaning: Meaning, wait: float | None, *, replayed: bool) -> bool:
     """Whether the answer asks everybody to wait: 429 (RFC 6585), or any that names a time.
 
     Not one about a request that is running, which is about one key; and not one that was given before.
     """
     asked = answer.status == HTTPStatus.TOO_MANY_REQUESTS or wait is not None
-    return asked and meaning is not Meaning.IN_PROGRESS and not is_replay(contract, answer)
+    return asked and meaning is not Meaning.IN_PROGRESS and not replayed
 
 
 def _accepted(contract: Contract, answer: Answer, body: Mapping[str, Any], detail: str) -> Outcome:
@@ -140,6 +160,14 @@ def listed(answer: Answer | NoAnswer, name: str) -> list[dict[str, Any]] | Canno
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
         return CannotTell(f"the look-up's answer has no list of {name}")
     return found
+
+
+def json_within(text: str) -> object:
+    """JSON that an answer holds as a text; None for anything else."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
 
 
 def _at(path: str, answer: Answer, body: Mapping[str, Any]) -> object:

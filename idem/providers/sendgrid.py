@@ -21,6 +21,7 @@ from idem.providers.api import (
     Search,
     as_json,
     as_mailbox,
+    refuse_empty_parts,
     refuse_handle,
 )
 from idem.providers.base import (
@@ -38,7 +39,7 @@ from idem.providers.base import (
     Sighting,
 )
 from idem.providers.http import Answer, NoAnswer
-from idem.providers.reading import listed
+from idem.providers.reading import json_within, listed
 
 _MAX_ARGUMENT_BYTES = 10_000
 _RESERVED_HEADERS = frozenset({"x-sg-id", "x-sg-eid"})
@@ -119,9 +120,7 @@ def _attachment(item: dict[str, str]) -> dict[str, str]:
 
 def _check(email: Email) -> None:
     refuse_handle(email)
-    for name, body in (("text", email.text), ("html", email.html)):
-        if body == "":
-            raise UnsupportedEmail(name, "is empty, and SendGrid takes a part only with content; leave it out")
+    refuse_empty_parts(email, CONTRACT.title)
     for name in email.headers:
         if name.lower() in _RESERVED_HEADERS:
             raise UnsupportedEmail(f"headers.{name}", "is reserved by SendGrid")
@@ -157,10 +156,7 @@ def _read_search(answer: Answer | NoAnswer, provider_key: str) -> Sighting | Onw
 def _read_message(message: dict[str, Any], provider_key: str) -> Sighting:
     arguments = message.get("unique_args")
     if isinstance(arguments, str):
-        try:
-            arguments = msgspec.json.decode(arguments)
-        except msgspec.DecodeError:
-            arguments = None
+        arguments = json_within(arguments)
     if isinstance(arguments, dict) and arguments.get(HANDLE) == provider_key and isinstance(message["msg_id"], str):
         return Found(message["msg_id"])
     return CannotTell("the look-up shows a message without the argument that it asked for")

@@ -56,10 +56,10 @@ _BATCH = 200
 #: States that no list is kept of, so that an email that was sent costs no entry; they are found by looking at all.
 _UNLISTED: Final = frozenset({State.SENT, State.SPLIT})
 
-#: States whose records expire. Safe, because whatever could ask for the key again is gone by then: retention is longer
-#: than a message can stay in the queue, among the dead letters and delayed, taken together (`doctor` checks it), nobody
-#: holds a claim on an ended record, and a swap that finds its record gone is refused, not taken for a new key. What is
-#: in doubt waits for a person, and what has not ended for a worker: neither ever expires.
+#: States whose records expire. Safe, because no message of that age is taken for new without a live record, however
+#: long it stayed in the queue or among the dead letters (`Policy.forgets`), nobody holds a claim on an ended record,
+#: and a swap that finds its record gone is refused, not taken for a new key. What is in doubt waits for a person, and
+#: what has not ended for a worker: neither ever expires.
 _EXPIRING: Final = ENDED - {State.IN_DOUBT}
 
 

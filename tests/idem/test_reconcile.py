@@ -8,6 +8,7 @@ from datetime import date
 
 import pytest
 
+from idem.bulk import Ready
 from idem.clock import Deadline
 from idem.email import Email
 from idem.errors import BodyTooLarge
@@ -18,7 +19,7 @@ from idem.policy import Policy
 from idem.protocol import MISSING, InDoubt, Record, Resolution, State
 from idem.providers.base import USUAL, CannotTell, Contract, Found, Lookup, Memory, Missing, Reply, Sighting
 from idem.reconcile import Patience, Reconciler, Step
-from idem.send import Empty, Ended, Ready, Render, Resume, Sender
+from idem.send import Empty, Ended, Render, Resume, Sender
 from idem.stores.memory import MemoryStore
 from tests.fakes import FakeClock, make_email
 

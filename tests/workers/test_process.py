@@ -339,8 +339,7 @@ def _parent_at_work(app: App, start_idem: StartIdem) -> tuple[Running, list[int]
     """A parent with two children that work: each has been seen by the broker."""
     parent = start_idem("worker", "--processes", "2")
     wait_for(lambda: len(children_of(parent.pid)) == 2)
-    namespace = f"idem:{app.settings.namespace}"
-    wait_for(lambda: app.broker.client.zcard(f"{namespace}:__heartbeats__") == 2)
+    wait_for(lambda: app.broker.link.nodes()[0].zcard(f"{app.broker.namespace}:__heartbeats__") == 2)
     return parent, children_of(parent.pid)
 
 

@@ -6,10 +6,11 @@ Saying nothing, because an exception, an interrupt or a bug came between, means 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
+import msgspec
 from dramatiq import Message
 from dramatiq.broker import MessageProxy
 
@@ -55,6 +56,26 @@ class Backlog:
         return self.ready + self.delayed + self.in_flight
 
 
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that was buried. Of what it holds, all but `payload` may be shown to anybody who may see keys."""
+
+    id: str
+    """The broker's own name for it, printable or not."""
+    reason: str
+    buried_at: float | None
+    """Unix seconds; None where the broker does not say."""
+    key: str | None
+    """The idempotency key, if the message can be read so far."""
+    job: str | None
+    """The name of its job, `email` for one that carries its email, None if it cannot be read so far."""
+    tries: int | None
+    payload: bytes = field(repr=False)
+    """The message as it was on the wire."""
+    place: str = field(default="", repr=False)
+    """What the broker needs to find it again: a queue, a receipt."""
+
+
 class JobBroker(Protocol):
     """What the rest of the package asks of a broker, beside what dramatiq's worker does."""
 
@@ -64,6 +85,18 @@ class JobBroker(Protocol):
 
     def backlog(self) -> Backlog:
         """How much there is to do."""
+        ...
+
+    def dead_letters(self) -> Iterator[DeadLetter]:
+        """The messages that were buried, the one longest buried first where the broker keeps an order."""
+        ...
+
+    def requeue_dead(self, letter: DeadLetter) -> bool:
+        """Make it ready again under the same key, its tries forgotten, in one step; False if it is no longer dead."""
+        ...
+
+    def drop_dead(self, letter: DeadLetter) -> bool:
+        """Let go of it for good; False if it is no longer dead. Only a person asks for that."""
         ...
 
     def check(self) -> Sequence[str]:
@@ -84,6 +117,37 @@ def disposition_of(message: MessageProxy) -> Disposition:
     """What was said about a message; what was not said is a retry."""
     said: Disposition = message.__dict__.get(_DISPOSITION, Retry(UNSAID_SECONDS))
     return said
+
+
+def read_letter(  # noqa: PLR0913 - what a broker knows of a dead letter
+    letter_id: str, payload: bytes, *, reason: str, buried_at: float | None, place: str, tries: int | None = None
+) -> DeadLetter:
+    """A dead letter whose message is one of dramatiq's, or anything else: what cannot be read is None."""
+    message = _as_dict(payload)
+    body = message.get("kwargs")
+    body = body if isinstance(body, dict) else {}
+    key = body.get("key", message.get("message_id"))
+    job = "email" if body.get("email") is not None else body.get("job")
+    options = message.get("options")
+    counted = options.get("tries", 0) if isinstance(options, dict) else tries
+    return DeadLetter(
+        id=letter_id,
+        reason=reason,
+        buried_at=buried_at,
+        key=key if isinstance(key, str) else None,
+        job=job if isinstance(job, str) else None,
+        tries=counted if type(counted) is int else tries,
+        payload=payload,
+        place=place,
+    )
+
+
+def _as_dict(payload: bytes) -> dict[str, Any]:
+    try:
+        message = msgspec.json.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return message if isinstance(message, dict) else {}
 
 
 _DISPOSITION = "idem_disposition"

@@ -19,6 +19,7 @@ from workers.telemetry import describe_error
 
 #: Every command, the file that has it, and what it is for.
 _COMMANDS = {
+    "dead": ("dead", "Look into the dead letters; requeue or drop them."),
     "demo": ("demo", "Send 500 emails through faults and kills, and count what arrived."),
     "doctor": ("doctor", "Check settings, ledger, broker and provider before they are needed."),
     "enqueue": ("enqueue", "Enqueue the emails of JSONL, CSV and .eml files."),

@@ -46,10 +46,10 @@ def _report(name: str, check: Callable[[], Sequence[str]]) -> bool:
 def _numbers(settings: Settings) -> Sequence[str]:
     """They were checked when they were loaded; the policy adds the provider's window."""
     policy = wiring.build_policy(settings)
-    window = "no keys" if policy.window_seconds is None else f"window {policy.window_seconds:g} s"
-    order = f"HTTP {policy.http_timeout_seconds:g} s < lease {policy.lease_seconds:g} s"
-    margin = f"{window}, of which the last {policy.margin_seconds:g} s are not used"
-    return (f"{order} <= visibility {settings.visibility_seconds:g} s; {margin}",)
+    sums = [str(rule) for rule in settings.durations(policy.window_seconds).rules()]
+    if policy.window_seconds is None:
+        sums.append("the provider has no keys: what is in doubt is never sent again by itself")
+    return sums
 
 
 def _provider(settings: Settings) -> Sequence[str]:

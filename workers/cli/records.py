@@ -86,7 +86,10 @@ def explain_command(key: str, *, as_json: bool) -> int:
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="How many at the most.")
 @_JSON
 def list_command(state: str, limit: int, *, as_json: bool) -> None:
-    """List the records in one state, the one longest unchanged first."""
+    """List the records in one state, the one longest unchanged first.
+
+    On DynamoDB, `sending` and `rendering` are looked for in the whole table, and `sent` and `split` are not listed.
+    """
     app = App.from_env()
     try:
         records = [describe(record) for record in app.ledger.list(State(state), limit)]

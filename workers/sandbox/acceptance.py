@@ -91,7 +91,7 @@ class Acceptance:
         reply = instead or verdict.reply
         if verdict.ids or _stays(dialect.contract, reply.status):
             kept = reply if _stays(dialect.contract, reply.status) else verdict.reply
-            memory.remember(slot, Remembered(request.digest, kept, taken), now)
+            memory.remember(slot, Remembered(request.digest, kept, tuple(map(_brief, taken))), now)
         return verdict
 
     def fail(self, dialect: Dialect, request: Request, reply: Reply) -> None:
@@ -138,7 +138,7 @@ class Acceptance:
             return replace(known.taken[0], replayed=True)
         digest = digest_of(item.content)
         taken = self._accept(dialect, item.mail, item.key, digest, now)
-        memory.remember(slot, Remembered(digest, None, (taken,)), now)
+        memory.remember(slot, Remembered(digest, None, (_brief(taken),)), now)
         return taken
 
     def _accept(self, dialect: Dialect, mail: Mail, key: str | None, digest: str, now: float) -> Taken:
@@ -217,6 +217,11 @@ def _again(dialect: Dialect, request: Request, known: Remembered) -> Verdict:
     if memory is Memory.REPLAYS and known.digest != request.digest:
         return Verdict(_mismatch(dialect, request))
     return Verdict(_marked(_worded(known.reply), dialect), known.ids, replayed=True)
+
+
+def _brief(taken: Taken) -> Taken:
+    """What a key is remembered with: the log alone decides how long texts are kept."""
+    return replace(taken, mail=replace(taken.mail, text=None, html=None))
 
 
 def _stays(contract: Contract, status: int) -> bool:

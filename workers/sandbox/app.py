@@ -10,6 +10,10 @@
     DELETE /api/faults         behave well
     GET    /api/clock          the providers' time, and by how much it was advanced
     POST   /api/clock          {"advance": SECONDS}: keys expire, look-ups catch up
+    GET    /api/webhooks       the active orders of events, with what is left of their times
+    POST   /api/webhooks       order the events of accepted emails to be told to a URL
+    DELETE /api/webhooks       tell no more
+    GET    /api/events         every event that was posted, and how it was answered
     GET    /api/state          the counts, for a page that asks every second
 
 Errors of its own interface are `{"message": ...}`; those of a provider are worded as the provider does.
@@ -20,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -34,11 +39,13 @@ from idem.clock import Clock, SystemClock
 from workers.sandbox import server
 from workers.sandbox.clock import SandboxClock
 from workers.sandbox.dialect import Dialect
+from workers.sandbox.events import BadOrder, Events, parse_webhook
 from workers.sandbox.exchange import Exchange, TooLarge, as_json, read_body
 from workers.sandbox.faults import BadFault, Faults, parse_fault
 from workers.sandbox.inbox import load_inbox
 from workers.sandbox.log import timestamp
 from workers.sandbox.registry import DIALECTS
+from workers.sandbox.smtp import SmtpServer
 
 _MAX_ORDER_BYTES = 64 * 1024
 _MAX_ADVANCE_SECONDS = 10 * 366 * 86_400
@@ -55,6 +62,8 @@ class Sandbox:
         self.exchange = Exchange(self.clock, self.faults)
         self.accepted, self.requests = self.exchange.accepted, self.exchange.requests
         self.stopping = self.exchange.stopping
+        self.events = Events(self.clock)
+        self.accepted.tell(self.events.accepted)
 
     async def list_accepted(self, request: Request) -> Response:
         """`GET /api/accepted`."""
@@ -110,6 +119,28 @@ class Sandbox:
         self.clock.advance(seconds)
         return await self.show_clock(request)
 
+    async def list_webhooks(self, _request: Request) -> Response:
+        """`GET /api/webhooks`."""
+        return as_json(self.events.active())
+
+    async def post_webhook(self, request: Request) -> Response:
+        """`POST /api/webhooks`."""
+        try:
+            webhook = parse_webhook(await _read_order(request), self.dialects)
+        except BadOrder as bad:
+            raise HTTPException(422, str(bad)) from None
+        self.events.post(webhook)
+        return as_json(webhook.order(), 201)
+
+    async def clear_webhooks(self, _request: Request) -> Response:
+        """`DELETE /api/webhooks`."""
+        self.events.clear()
+        return Response(status_code=204)
+
+    async def list_events(self, _request: Request) -> Response:
+        """`GET /api/events`."""
+        return as_json(self.events.posted)
+
     async def state(self, _request: Request) -> Response:
         """`GET /api/state`: a few numbers, however long the logs are; `generation` changes when the log is cleared."""
         return as_json(
@@ -148,6 +179,10 @@ def build_app(
         Route("/api/faults", sandbox.clear_faults, methods=["DELETE"]),
         Route("/api/clock", sandbox.show_clock, methods=["GET"]),
         Route("/api/clock", sandbox.advance_clock, methods=["POST"]),
+        Route("/api/webhooks", sandbox.list_webhooks, methods=["GET"]),
+        Route("/api/webhooks", sandbox.post_webhook, methods=["POST"]),
+        Route("/api/webhooks", sandbox.clear_webhooks, methods=["DELETE"]),
+        Route("/api/events", sandbox.list_events, methods=["GET"]),
         Route("/api/state", sandbox.state, methods=["GET"]),
         *(
             Route(f"/{name}/{{path:path}}", functools.partial(sandbox.exchange.serve, dialect), methods=_METHODS)
@@ -160,20 +195,40 @@ def build_app(
     return app
 
 
-def serve(host: str, port: int, *, ready: Callable[[int], None] | None = None, seed: int | None = None) -> None:
+def serve(
+    host: str,
+    port: int,
+    *,
+    smtp_port: int | None = None,
+    ready: Callable[[int, int | None], None] | None = None,
+    seed: int | None = None,
+) -> None:
     """Run a sandbox until SIGTERM or SIGINT, in the main thread; then return, even if requests hang.
 
-    Port 0 picks a free one; `ready` is told the port once requests are answered. Raises `OSError` when the address
-    cannot be listened on.
+    Port 0 picks a free one; `ready` is told the port, and that of SMTP, once requests are answered. Without an
+    `smtp_port` there is no SMTP. Raises `OSError` when an address cannot be listened on.
     """
     app = build_app(seed=seed)
-    server.run(app, app.state.sandbox.stopping, server.listen(host, port), ready or (lambda _port: None))
+    sandbox, listener = app.state.sandbox, server.listen(host, port)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(listener)
+        smtp = None if smtp_port is None else stack.enter_context(server.listen(host, smtp_port))
+        beside = None if smtp is None else SmtpServer(sandbox.exchange, smtp)
+        bound = None if smtp is None else smtp.getsockname()[1]
+        server.run(app, sandbox.stopping, listener, lambda found: ready(found, bound) if ready else None, beside)
 
 
 @contextlib.contextmanager
-def running(app: Starlette, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
-    """Run what `build_app` made in a thread of this process, for as long as the context lasts; gives its base URL."""
-    with server.run_in_thread(app, app.state.sandbox.stopping, server.listen(host, port)) as bound:
+def running(
+    app: Starlette, *, host: str = "127.0.0.1", port: int = 0, smtp: socket.socket | None = None
+) -> Iterator[str]:
+    """Run what `build_app` made in a thread of this process, for as long as the context lasts; gives its base URL.
+
+    With a listening socket (`server.listen`) for `smtp`, it speaks that there.
+    """
+    sandbox = app.state.sandbox
+    beside = None if smtp is None else SmtpServer(sandbox.exchange, smtp)
+    with server.run_in_thread(app, sandbox.stopping, server.listen(host, port), beside) as bound:
         yield f"http://[{host}]:{bound}" if ":" in host else f"http://{host}:{bound}"
 
 

@@ -7,12 +7,12 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from email.message import Message
-from email.parser import BytesHeaderParser
+from email.parser import HeaderParser
 from urllib.parse import parse_qsl
 
 import msgspec
 
-_HEADERS = BytesHeaderParser()
+_HEADERS = HeaderParser()
 
 
 class BadBody(ValueError):
@@ -74,7 +74,7 @@ def _multipart(body: bytes, boundary: bytes) -> Iterator[tuple[str, str | Upload
         raise BadBody("The multipart form is cut short.")
     for piece in pieces:
         head, blank, content = piece.removeprefix(b"\r\n").partition(b"\r\n\r\n")
-        part = _HEADERS.parsebytes(head + b"\r\n\r\n")
+        part = _HEADERS.parsestr(head.decode() + "\r\n\r\n")  # names are UTF-8 as they are (RFC 7578, section 5.1)
         name = part.get_param("name", header="content-disposition")
         if not blank or not isinstance(name, str):
             raise BadBody("A part of the multipart form has no name.")

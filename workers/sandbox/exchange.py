@@ -83,20 +83,20 @@ class Exchange:
         self, dialect: Dialect, endpoint: Endpoint, http: HttpRequest, parts: Mapping[str, str], seen: Seen
     ) -> Response:
         body = await read_body(http, MAX_BODY_BYTES)
-        draw = self._draw(dialect, Target.SEND, seen)
+        draw = self.draw(dialect, Target.SEND, seen)
         call = _call(dialect, endpoint, http, parts, body)
         ending = _ending(draw.fault, dialect, http.headers)
         if isinstance(call, Reply):
-            return _misbehave(draw.fault, ending or call) if await self._pause(draw.seconds) else Dropped()
+            return _misbehave(draw.fault, ending or call) if await self.pause(draw.seconds) else Dropped()
         request = request_of(dialect, endpoint, call, body)
         seen.key = request.key
         # A client that leaves during a pause changes nothing: its request has arrived, and may be accepted late.
-        if not await self._pause(draw.late_seconds):
+        if not await self.pause(draw.late_seconds):
             return Dropped()
         with self.acceptance.running(dialect, request) as alone:
             if not alone and (draw.fault is None or draw.fault.kind.accepts):
                 return _misbehave(draw.fault, ending or dialect.in_progress)
-            if not await self._pause(draw.delay_seconds):
+            if not await self.pause(draw.delay_seconds):
                 return Dropped()
             return self._decide(dialect, request, draw.fault, ending, seen)
 
@@ -116,8 +116,8 @@ class Exchange:
         self, dialect: Dialect, search: Search, http: HttpRequest, parts: Mapping[str, str], seen: Seen
     ) -> Response:
         body = await read_body(http, MAX_BODY_BYTES)
-        draw = self._draw(dialect, Target.LOOKUP, seen)
-        if not await self._pause(draw.seconds):
+        draw = self.draw(dialect, Target.LOOKUP, seen)
+        if not await self.pause(draw.seconds):
             return Dropped()
         call, ending = _call(dialect, search, http, parts, body), _ending(draw.fault, dialect, http.headers)
         if isinstance(call, Reply):
@@ -130,14 +130,15 @@ class Exchange:
         horizon, lag = (now, 0.0) if lookup is None else (lookup.horizon_seconds, lookup.lag_seconds)
         return list(self.accepted.shown(dialect.contract.name, now - horizon, now - lag))
 
-    def _draw(self, dialect: Dialect, target: Target, seen: Seen) -> Draw:
+    def draw(self, dialect: Dialect, target: Target, seen: Seen) -> Draw:
+        """Throw the dice for one request."""
         worded = {Kind.IN_PROGRESS: dialect.in_progress, Kind.CONFLICT: dialect.mismatch}
         cannot = {kind for kind, words in worded.items() if words is None}
         draw = self._faults.draw(dialect.contract.name, target, cannot)
         seen.fault = draw.name
         return draw
 
-    async def _pause(self, seconds: float) -> bool:
+    async def pause(self, seconds: float) -> bool:
         """Wait; False when the server stops meanwhile."""
         if seconds:
             with contextlib.suppress(TimeoutError):

@@ -215,6 +215,17 @@ def test_what_is_no_form(shared: httpx.Client, kind: str, body: bytes, status: i
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
 
 
+def test_an_answer_without_a_body_is_cut_in_its_head() -> None:
+    """There is no half of nothing: a client must not take it for the whole."""
+    silent = replace(INVENTED, endpoints={"/send": Endpoint(read_one, lambda _: Reply(202))})
+    with sandbox(silent) as client:
+        assert (send(client, None).status_code, send(client, None).content) == (202, b"")
+        api(client, "/faults", {"fault": "accept_then_truncate"})
+        with pytest.raises(httpx.RemoteProtocolError):
+            send(client, None)
+        assert count(client) == 3
+
+
 def test_methods(shared: httpx.Client) -> None:
     """One path may send and look up; what it does not take is refused by name."""
     assert shared.get("/send", headers={"team": ""}).status_code == 200
