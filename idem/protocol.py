@@ -111,7 +111,8 @@ class Record:
     An email that arrived ready has a `body` only once it was in doubt: it can then be sent again without its message.
     `unsure_since` is the start of the first attempt that may have been accepted: the provider's window counts from it.
     `opened_at` is set when the key was opened again: how long to try counts from it. `cut` is how many emails of a
-    SPLIT list go together; None means that each goes by itself.
+    SPLIT list go together; None means that each goes by itself. `batched`: its attempts go out in requests for several
+    emails, of which a provider may keep the keys apart from those of other requests.
     """
 
     key: str
@@ -132,6 +133,7 @@ class Record:
     unsure_since: float | None = None
     opened_at: float | None = None
     cut: int | None = None
+    batched: bool | None = None
     in_doubt: InDoubt | None = None
     message_id: str | None = None
     reason: str | None = None
@@ -149,7 +151,8 @@ class Intent:
     """What a message asks for: one email that is ready (its fingerprint and canonical bytes), or a job that builds one.
 
     `in_doubt` is the job's choice, where it made one. `split`: the message carries several emails, and the provider
-    cannot take them in one request, so that each needs a key of its own.
+    cannot take them in one request, so that each needs a key of its own. `batched`: the email travels in a request with
+    others, under its own key.
     """
 
     key: str
@@ -158,6 +161,7 @@ class Intent:
     body: bytes | None = field(default=None, repr=False)
     in_doubt: InDoubt | None = None
     split: bool = False
+    batched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -444,6 +448,9 @@ def claim(record: Record | None, intent: Intent, *, now: float, claim_id: str, r
         record = _blank(intent, now, rules)
     elif record.fingerprint is None:
         record = replace(record, fingerprint=intent.fingerprint)
+    if move is not Move.REPLAY:
+        # What may have been accepted by one door would not be recognised at the other.
+        record = replace(record, batched=intent.batched or None)
     return Take(_take(record, move, now, claim_id, rules, split=intent.split))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from idem import bulk
@@ -135,8 +135,9 @@ class Sender:
         """Emails with keys of their own, in one request: each is claimed and settled by itself."""
         results: list[Result] = []
         attempts: list[_Attempt] = []
+        batched = bulk.takes_each(self._provider)
         for ready in group.emails:
-            claim = self._claim(ready)
+            claim = self._claim(ready, batched=batched)
             if isinstance(claim, Claim):
                 attempts.append(_Attempt(claim, (ready.email,)))
             else:
@@ -145,12 +146,12 @@ class Sender:
         results += [self._settle(one.claim, outcome) for one, outcome in zip(attempts, outcomes, strict=True)]
         return _joined(results)
 
-    def _claim(self, source: Source) -> Claim | Result:
+    def _claim(self, source: Source, *, batched: bool = False) -> Claim | Result:
         self._reach(Point.BEFORE_CLAIM)
         intent = self._intent(source)
         if intent is None:
             return Empty()
-        claim = self._ledger.claim(intent)
+        claim = self._ledger.claim(replace(intent, batched=batched))
         if isinstance(claim, Conflict):
             self._ledger.note_conflict(claim.record, intent.fingerprint)
             return Refused(claim.record)
@@ -242,8 +243,10 @@ class Sender:
         obstacle = self._obstacle(attempt)
         if obstacle is not None:
             return obstacle
-        self._reach(Point.BEFORE_CALL)
         provider, key = self._providers[attempt.claim.record.provider], self._derived(attempt)
+        if attempt.claim.record.batched:
+            return self._call_batch(provider, [attempt], deadline)[0]
+        self._reach(Point.BEFORE_CALL)
         if len(attempt.emails) > 1:
             outcome = self._call_whole(attempt, provider, key, deadline)
         else:
@@ -280,27 +283,31 @@ class Sender:
         return batched.whole
 
     def _call_each(self, attempts: Sequence[_Attempt]) -> Sequence[Outcome]:
-        """All that can go in one request do; the others by themselves, or not at all."""
+        """All that may go in one request do; the others by themselves, or not at all."""
         deadline = Deadline.after(self._clock, self._http_timeout_seconds)
         outcomes: dict[str, Outcome] = {}
         together: list[_Attempt] = []
         for attempt in attempts:
             obstacle = self._obstacle(attempt)
+            record = attempt.claim.record
             if obstacle is not None:
-                outcomes[attempt.claim.record.key] = obstacle
-            elif attempt.claim.record.provider == self._provider.contract.name:
+                outcomes[record.key] = obstacle
+            elif record.batched and record.provider == self._provider.contract.name:
                 together.append(attempt)
-        # One that is left over too: the key of an email in a request is another one than that of a request, so what
-        # may have been accepted by this door is not recognised at the other.
-        if together and isinstance(self._provider, KeyedBatches) and bulk.takes_each(self._provider):
-            self._reach(Point.BEFORE_CALL)
-            pairs = [(attempt.emails[0], self._derived(attempt)) for attempt in together]
-            answers = self._provider.send_each(pairs, deadline)
-            for (_, key), answer in zip(pairs, answers, strict=True):
-                self._heed(self._provider.contract.name, key, answer)
-            self._reach(Point.ANSWERED)
+        if together:
+            answers = self._call_batch(self._provider, together, deadline)
             outcomes |= {one.claim.record.key: answer for one, answer in zip(together, answers, strict=True)}
         return [outcomes.get(one.claim.record.key) or self._call(one) for one in attempts]
+
+    def _call_batch(self, provider: Provider, attempts: Sequence[_Attempt], deadline: Deadline) -> Sequence[Outcome]:
+        if not (isinstance(provider, KeyedBatches) and bulk.takes_each(provider)):
+            return [NotSent(f"{provider.contract.title} takes no several emails in one request")] * len(attempts)
+        self._reach(Point.BEFORE_CALL)
+        pairs = [(attempt.emails[0], self._derived(attempt)) for attempt in attempts]
+        answers = provider.send_each(pairs, deadline)
+        self._heed(provider.contract.name, pairs[0][1], answers[0])
+        self._reach(Point.ANSWERED)
+        return answers
 
     def _derived(self, attempt: _Attempt) -> str:
         return provider_key(self._namespace, attempt.claim.record.key, attempt.claim.record.generation)

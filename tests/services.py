@@ -30,7 +30,7 @@ from idem.stores.dynamodb import Connection, DynamoStore
 REGION = "us-east-1"
 
 #: What the emulators accept: anything. No test may find other credentials, or look for them on the network.
-_CREDENTIALS = {
+CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_EC2_METADATA_DISABLED": "true",
@@ -51,7 +51,7 @@ def connect(
     service: Literal["dynamodb", "s3"], endpoint: str, connections: int = 64, *, signed: bool = False
 ) -> Connection:
     """The connection that a worker would have, with credentials that are worth nothing."""
-    os.environ.update(_CREDENTIALS)
+    os.environ.update(CREDENTIALS)
     os.environ.pop("AWS_PROFILE", None)
     return Connection(service, REGION, endpoint, connections=connections, signed=signed)
 
@@ -170,7 +170,7 @@ def _start(name: str, command: Sequence[str], port: int, environ: Mapping[str, s
     descriptor, log = tempfile.mkstemp(prefix="idem-tests-", suffix=".log")
     server = subprocess.Popen(
         command,
-        env={**os.environ, **_CREDENTIALS, **(environ or {})},
+        env={**os.environ, **CREDENTIALS, **(environ or {})},
         stdin=subprocess.DEVNULL,
         stdout=descriptor,
         stderr=descriptor,

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from workers.settings import SETTINGS
+from idem.providers.base import Contract, Memory
+from workers.settings import PROVIDERS, SETTINGS
+from workers.wiring import contract_of
 
 _ROOT = Path(__file__).parent.parent
 _README = (_ROOT / "README.md").read_text(encoding="utf-8")
@@ -129,6 +131,45 @@ def test_settings_table_is_the_settings() -> None:
 
     assert table is not None
     assert table[1].splitlines()[2:] == rows
+
+
+def test_providers_table_is_the_contracts() -> None:
+    """Paste what this expects between the two comments after a contract has changed."""
+    table = re.search(r"<!-- providers -->\n(.*?)<!-- /providers -->", _README, re.DOTALL)
+
+    assert table is not None
+    assert table[1].splitlines()[2:] == provider_rows()
+
+
+def provider_rows() -> list[str]:
+    return [_provider_row(contract_of(name)) for name in PROVIDERS]
+
+
+def _provider_row(contract: Contract) -> str:
+    checked = f"[{contract.checked}]({contract.source})"
+    columns = (f"`{contract.name}`", _keys(contract), _after_a_lost_answer(contract), _together(contract), checked)
+    return f"| {' | '.join(columns)} |"
+
+
+def _keys(contract: Contract) -> str:
+    key = contract.key
+    if key is None:
+        return "none"
+    window = f"{key.window_seconds / 3_600:g} h" if key.window_seconds >= 3_600 else f"{key.window_seconds / 60:g} min"
+    return f"`{key.name}` ({key.place}), {window}"
+
+
+def _after_a_lost_answer(contract: Contract) -> str:
+    searched = f", then looked up for {contract.lookup.horizon_seconds / 86_400:g} days" if contract.lookup else ""
+    if contract.memory is not Memory.NONE:
+        return f"repeated under its key{searched}"
+    if contract.lookup is not None:
+        return f"looked up (twice, {contract.lookup.lag_seconds / 60:g} min apart)"
+    return "in doubt until an event or a person tells" if contract.events else "in doubt until a person tells"
+
+
+def _together(contract: Contract) -> str:
+    return "no" if contract.batch is None else f"{contract.batch.most}, a key for {contract.batch.keys}"
 
 
 def _shown(default: object) -> str:

@@ -36,7 +36,7 @@ JobFunction = Callable[..., Email | Sequence[Email] | None]
 class Performer:
     """Performs messages: finds the job, hands it to the sender, and says what becomes of the message."""
 
-    def __init__(  # noqa: PLR0913 - what a message's fate depends on
+    def __init__(  # noqa: PLR0913 - the parts of a worker process
         self,
         sender: Sender,
         broker: JobBroker,

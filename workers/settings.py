@@ -138,9 +138,9 @@ class Settings:
     credentials: Mapping[str, Credentials] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.durations().check()
         if self.rate_burst is not None and self.rate_burst < 2:  # noqa: PLR2004 - see idem.pace.Rate
             raise SettingsError(f"IDEM_RATE_BURST is {self.rate_burst:g}: it must be at least 2")
-        self.durations().check()
 
     def __repr__(self) -> str:
         shown = (f"{item.name}={getattr(self, item.name)!r}" for item in fields(self))

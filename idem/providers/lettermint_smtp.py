@@ -22,12 +22,13 @@ CONTRACT: Final = Contract(
     key=Key(place=Place.MESSAGE_HEADER, name="Idempotency-Key", window_seconds=86_400.0),
     table=(
         Row(range(400, 600), Meaning.CONFLICT, code=Stage.END, words=r"idempotency.*different|different.*payload"),
+        Row(range(400, 500), Meaning.IN_PROGRESS, code=Stage.END, words=r"idempot.*(process|progress|concurrent)"),
         *REPLIES,
     ),
     reply=Reply(message_id=()),
     limits=Limits(recipients=100, tags=0, metadata=0, empty_subject=False),
     contradictions=(
-        "the reply to a key with another message is not documented: one with the words of its API counts as that",
+        "the replies to a key with another message, or in use, are not documented: the words of its API count as that",
     ),
 )
 

@@ -39,43 +39,30 @@ def outcome(contract: Contract, answer: Answer | NoAnswer) -> Outcome:
         return _accepted(contract, answer, body, detail)
     if meaning is Meaning.KNOWN:
         return Accepted(first_text(contract.reply.message_id, answer, body), replayed=True)
-    replayed = is_replay(contract, answer)
-    limited = _limits_all(answer, meaning, wait, replayed=replayed)
-    return unaccepted(contract, meaning, detail, wait, replayed=replayed, limited=limited)
+    # Asked of everybody: a 429 (RFC 6585), or an answer that names a time.
+    limited = wait is not None or answer.status == HTTPStatus.TOO_MANY_REQUESTS
+    return unaccepted(contract, meaning, detail, wait, limited=limited, replayed=is_replay(contract, answer))
 
 
-def unaccepted(  # noqa: PLR0913 - the last two say what an HTTP answer may add
+def unaccepted(  # noqa: PLR0913 - all that an answer can say
     contract: Contract,
     meaning: Meaning,
     detail: str,
     wait: float | None = None,
     *,
-    replayed: bool = False,
     limited: bool = False,
+    replayed: bool = False,
 ) -> Rejected | NotSent | Unknown:
     """The outcome of an answer that does not say that the email was accepted."""
     if meaning in _GROUNDS:
         return Rejected(detail, _GROUNDS[meaning], replayed=replayed)
+    # A request that is running is about one key, and a replayed answer about the past.
+    limited = limited and meaning is not Meaning.IN_PROGRESS and not replayed
     if meaning not in {Meaning.CREDENTIALS, Meaning.NOT_NOW}:
         return Unknown(detail, wait, limited=limited)
     kept = contract.key is not None and Keeps.REFUSALS in contract.key.keeps
-    return NotSent(
-        detail,
-        wait,
-        credentials=meaning is Meaning.CREDENTIALS,
-        burnt=kept,
-        replayed=replayed,
-        limited=limited,
-    )
-
-
-def _limits_all(answer: Answer, meaning: Meaning, wait: float | None, *, replayed: bool) -> bool:
-    """Whether the answer asks everybody to wait: 429 (RFC 6585), or any that names a time.
-
-    Not one about a request that is running, which is about one key; and not one that was given before.
-    """
-    asked = answer.status == HTTPStatus.TOO_MANY_REQUESTS or wait is not None
-    return asked and meaning is not Meaning.IN_PROGRESS and not replayed
+    credentials = meaning is Meaning.CREDENTIALS
+    return NotSent(detail, wait, credentials=credentials, burnt=kept, replayed=replayed, limited=limited)
 
 
 def _accepted(contract: Contract, answer: Answer, body: Mapping[str, Any], detail: str) -> Outcome:

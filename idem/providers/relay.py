@@ -98,8 +98,9 @@ class SmtpProvider:
     def _headers(self, email: Email, provider_key: str) -> dict[str, str]:
         """The headers of the sender: stable, so that a relay that compares messages finds the same one again.
 
-        A relay with keys gets no Date, which would differ at each attempt: a submission server may add it where it is
-        missing (RFC 6409, 8.2), and these do. Others get that of the attempt; there is no second one to compare with.
+        A relay with keys gets no Date, which would differ at each attempt; a submission server may add the one that is
+        missing (RFC 6409, 8.2). What they compare is not documented, so this is the safe side: a conflict would lose an
+        email. Others get the Date of the attempt; there is no second one to compare with.
         """
         headers = {}
         if not any(name.lower() == "message-id" for name in email.headers):

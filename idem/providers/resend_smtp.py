@@ -22,13 +22,14 @@ CONTRACT: Final = Contract(
     key=Key(place=Place.MESSAGE_HEADER, name="Resend-Idempotency-Key", window_seconds=86_400.0, longest=256),
     table=(
         Row(range(400, 600), Meaning.CONFLICT, code=Stage.END, words=r"invalid_idempotent_request|different payload"),
+        Row(range(400, 500), Meaning.IN_PROGRESS, code=Stage.END, words=r"idempot.*(process|progress)|concurrent"),
         *REPLIES,
     ),
     reply=Reply(message_id=()),
     limits=Limits(recipients=50, tags=0, metadata=0),
     contradictions=(
         "its page says that only two endpoints of its API take keys, and that SMTP takes them in a header",
-        "the reply to a key with another message is not documented: one with the words of its API counts as that",
+        "the replies to a key with another message, or in use, are not documented: the words of its API count as that",
     ),
 )
 

@@ -1,9 +1,9 @@
 """The one SMTP exchange: a connection, one message, one deadline, and the stage at which it ended.
 
 What separates `NotSent` from `Unknown` is the final dot. A server may not deliver what it has not seen the end of: one
-whose connection breaks "MUST cancel any pending transaction" (RFC 5321, 4.1.1.10), and the end is five octets that
-leave this machine in a write of their own, when all that comes before them is out. From that write on, until the reply
-to it is complete, the message may have been accepted.
+whose connection breaks "MUST cancel any pending transaction" (RFC 5321, 4.1.1.10), and the end, a dot on a line of its
+own, leaves this machine in a write of its own, when all that comes before it is out. From that write on, until the
+reply to it is complete, the message may have been accepted.
 
 The standard library speaks the protocol; here it is driven command by command, each within what is left of the time.
 """

@@ -477,14 +477,14 @@ class Stage:
         self.provider = FakeProvider(FakeClock())
         policy = Policy(lease_seconds=1.0, http_timeout_seconds=0.5, window_seconds=86_400.0, backoff_seconds=0.1)
         clock = SystemClock()
-        store = MemoryStore()
-        self.ledger = Ledger(store, policy=policy, provider="fake", clock=clock)
-        gate = Gate(store, "fake", clock=clock, probe_seconds=1.0)
+        cells = MemoryStore()
+        self.ledger = Ledger(cells, policy=policy, provider="fake", clock=clock)
         sender = Sender(self.ledger, self.provider, clock=clock, http_timeout_seconds=0.5, namespace="test")
         self.brokers = [harness.open() for _ in range(2)]
         self._keys: dict[str, str] = {}
         self._workers = []
         for broker in self.brokers:
+            gate = Gate(cells, "fake", clock=clock, probe_seconds=1.0)
             performer = Performer(sender, broker, {}, ledger=self.ledger, gate=gate, policy=policy, clock=clock)
             declare_actor(broker, performer)  # type: ignore[arg-type]  # one of dramatiq's
             self._workers.append(dramatiq.Worker(broker, worker_threads=2, worker_timeout=50))  # type: ignore[arg-type]  # the same

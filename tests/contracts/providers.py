@@ -17,7 +17,7 @@ import struct
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
@@ -32,12 +32,25 @@ from idem.ledger import Ledger
 from idem.outcome import Accepted, NotSent, Outcome, Rejected, Unknown
 from idem.policy import Policy
 from idem.protocol import Record, State
-from idem.providers.base import Contract, Meaning, Memory, Prepared, Provider, Searchable, Sighting
+from idem.providers.base import (
+    BatchKeys,
+    Contract,
+    KeyedBatches,
+    KeyedRequests,
+    Meaning,
+    Memory,
+    Prepared,
+    Provider,
+    Searchable,
+    Sighting,
+)
+from idem.providers.submission import Stage
 from idem.reconcile import Patience, Reconciler
 from idem.send import Ended, Later, Resume, Sender
 from idem.stores.base import Store
 from idem.stores.memory import MemoryStore
 from tests.fakes import make_email
+from workers.sandbox import smtp
 from workers.sandbox.app import Sandbox, build_app, running
 from workers.sandbox.dialect import Dialect, Reply
 from workers.sandbox.faults import Fault, Kind, Target
@@ -64,7 +77,7 @@ _ENVIRONMENT: Final = {
 #: Every fault of sends; each strikes once.
 KINDS: Final[tuple[Kind, ...]] = tuple(kind for kind in Kind if kind is not Kind.MISSING)
 _PAUSES: Final = frozenset({Kind.DELAY, Kind.LATE})
-_SILENT: Final = _PAUSES | {Kind.HANG, Kind.ACCEPT_THEN_HANG}
+SILENT: Final = _PAUSES | {Kind.HANG, Kind.ACCEPT_THEN_HANG}
 
 _TYPES: Final[dict[Meaning, type[Outcome]]] = {
     Meaning.ACCEPTED: Accepted,
@@ -174,6 +187,18 @@ class Lab:
         key = key or provider_key("contract", email.subject, 0)
         return adapter.send(email, key, Deadline.after(self.clock, seconds))
 
+    def attempt_batch(self, adapter: Provider, emails: Sequence[Email], seconds: float) -> tuple[Outcome, ...]:
+        """One call for all of them, under the keys that the contract's batch has; what became of each."""
+        batch, deadline = adapter.contract.batch, Deadline.after(self.clock, seconds)
+        assert batch is not None
+        keys = [provider_key("contract", email.subject, 0) for email in emails]
+        if batch.keys is BatchKeys.EACH:
+            assert isinstance(adapter, KeyedBatches)
+            return adapter.send_each(list(zip(emails, keys, strict=True)), deadline)
+        assert isinstance(adapter, KeyedRequests)
+        batched = adapter.send_all(emails, keys[0], deadline)
+        return batched.each or (batched.whole,) * len(emails)
+
 
 def speaks_smtp(contract: Contract) -> bool:
     """Whether its exchange has many turns, so that bytes on the wire say little about how far it got."""
@@ -185,9 +210,9 @@ def lab() -> Iterator[Lab]:
     """A sandbox of every provider, for as long as the context lasts."""
     clock = JumpingClock()
     app = build_app(clock, seed=1)
-    smtp = listen("127.0.0.1", 0)
-    with mock.patch.dict(os.environ, _ENVIRONMENT), smtp, running(app, smtp=smtp) as url:
-        place = Lab(clock, app.state.sandbox, url, smtp.getsockname()[1])
+    listener = listen("127.0.0.1", 0)
+    with mock.patch.dict(os.environ, _ENVIRONMENT), listener, running(app, smtp=listener) as url:
+        place = Lab(clock, app.state.sandbox, url, listener.getsockname()[1])
         yield place
         place.disconnect()
 
@@ -198,17 +223,32 @@ def strikes(dialect: Dialect, kind: Kind) -> bool:
     return words.get(kind, True) is not None
 
 
-def expected(dialect: Dialect, kind: Kind) -> type[Outcome] | None:
-    """What an attempt that meets the fault is known to have done: the contract's table, over the provider's words.
-
-    None for a reply by SMTP, which says something else at each turn; what holds for every outcome holds for it.
-    """
+def expected(dialect: Dialect, kind: Kind) -> type[Outcome]:
+    """What an attempt that meets the fault is known to have done: the contract's table, over the provider's words."""
+    if dialect in smtp.DIALECTS:
+        return _expected_by_smtp(dialect, kind)
     reply = _reply(dialect, kind)
-    if reply is not None and speaks_smtp(dialect.contract):
-        return None
     if reply is None:
         return Unknown
     return _TYPES[dialect.contract.meaning(reply.status, *_said(dialect.contract, reply))]
+
+
+def _expected_by_smtp(dialect: Dialect, kind: Kind) -> type[Outcome]:
+    """The same where the code is what a reply is to."""
+    reply = smtp.reply_to(kind, dialect)
+    stage = Stage.MAIL if kind in smtp.AT_MAIL else Stage.END
+    return Unknown if reply is None else _TYPES[dialect.contract.meaning(reply.status, stage, str(reply.body))]
+
+
+def expected_of_each(dialect: Dialect, kind: Kind) -> type[Outcome] | None:
+    """The same for each email of a request with many.
+
+    None where each has its own key, and a refusal of the whole does not say which of them it is about, or (409) which
+    is in use: nothing was done for any of them, and the adapter may send them apart.
+    """
+    whole, batch = expected(dialect, kind), dialect.contract.batch
+    vague = whole is Rejected or kind is Kind.IN_PROGRESS
+    return None if vague and batch is not None and batch.keys is BatchKeys.EACH else whole
 
 
 def _reply(dialect: Dialect, kind: Kind) -> Reply | None:
@@ -301,7 +341,7 @@ class Recorder:
 
 def drive(lab: Lab, name: str, email: Email, kind: Kind, after_first: Callable[[], None] = lambda: None) -> Ending:
     """Take an email as far as it goes: messages redelivered when they are due, and whatever is in doubt reconciled."""
-    journey = _Journey(lab, name, MemoryStore(), IMPATIENCE_SECONDS if kind in _SILENT else PATIENCE_SECONDS)
+    journey = _Journey(lab, name, MemoryStore(), IMPATIENCE_SECONDS if kind in SILENT else PATIENCE_SECONDS)
     record = journey.first(email)
     after_first()
     record = journey.until_settled(record)

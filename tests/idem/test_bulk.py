@@ -22,7 +22,7 @@ from idem.protocol import Record, State
 from idem.providers.base import Batch, Batched, BatchKeys, Contract
 from idem.send import Ended, Later, Point, Refused, Render, Resume, Sender
 from idem.stores.memory import MemoryStore
-from tests.fakes import Crash, FakeClock, FakeProvider, make_email
+from tests.fakes import Answer, Crash, FakeClock, FakeProvider, make_email
 
 EMAILS = tuple(make_email(f"number {number}") for number in range(1, 5))
 KEYS = [f"news/{number}" for number in range(1, 5)]
@@ -333,6 +333,22 @@ def test_a_group_is_taken_to_a_provider_without_batches_too(each: Bench) -> None
     each.drain([group])
     assert each.provider.requests == []
     assert each.states() == [State.SENT] * 4
+
+
+@pytest.mark.parametrize("alone_first", [True, False])
+def test_what_may_have_been_accepted_by_one_door_is_repeated_there(each: Bench, *, alone_first: bool) -> None:
+    """A provider may keep the keys of emails in a request apart from those of requests."""
+    ready = Ready(KEYS[0], EMAILS[0])
+    group = Group((ready, Ready(KEYS[1], EMAILS[1])))
+    first, second = (ready, group) if alone_first else (group, ready)
+    each.provider.script = [Answer.ACCEPT_THEN_SILENCE]
+    assert isinstance(each.sender().send(first), Later)
+    each.clock.sleep(1_000)
+    requests = len(each.provider.requests)
+    each.drain([second])
+    assert len(each.provider.requests) == requests + 1, "what is in doubt apart, what is new together"
+    assert each.record(KEYS[0]).batched is (None if alone_first else True)
+    assert len(each.provider.accepted) == 2
 
 
 # Cutting.

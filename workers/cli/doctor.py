@@ -53,9 +53,11 @@ def _numbers(settings: Settings) -> Sequence[str]:
 
 
 def _provider(settings: Settings) -> Sequence[str]:
-    """The token is there; whether it is valid, only an email can tell."""
+    """The token is there, where one is needed; whether it is valid, only an email can tell."""
     contract = wiring.build_provider(settings).contract
-    return (f"{contract.title}: a token is set; keys as of {contract.checked}, {contract.source}",)
+    token = "a token is set" if contract.needs_token else "needs no token"
+    keys = "keys" if contract.key is not None else "no keys"
+    return (f"{contract.title}: {token}; {keys} as of {contract.checked}, {contract.source}",)
 
 
 def _pace(app: App) -> Sequence[str]:

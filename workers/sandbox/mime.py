@@ -45,9 +45,9 @@ def mail_of(email: Email) -> Mail:
         subject=email.subject,
         text=email.text,
         html=email.html,
-        headers=email.headers,
+        headers=dict(email.headers),
         tags=email.tags,
-        metadata=email.metadata,
+        metadata=dict(email.metadata),
         attachments=tuple(files),
     )
 

@@ -37,7 +37,7 @@ _PATH = re.compile(r"(?:FROM|TO):\s*<([^<>]*)>(?:\s+(.*))?", re.IGNORECASE)
 _CLOSING: Final = 421
 
 #: What is refused before a message is looked at.
-_AT_MAIL: Final = frozenset({Kind.UNAUTHORIZED, Kind.FORBIDDEN, Kind.RATE_LIMITED, Kind.UNAVAILABLE})
+AT_MAIL: Final = frozenset({Kind.UNAUTHORIZED, Kind.FORBIDDEN, Kind.RATE_LIMITED, Kind.UNAVAILABLE})
 
 #: A status of HTTP, which is how faults are called, as a reply with its enhanced code (RFC 3463).
 _REFUSALS: Final = {
@@ -216,8 +216,8 @@ class _Session:
         self._reset()
         self._seen = self._exchange.arrive(self._dialect, "SMTP", "/", None)
         self._draw = self._exchange.draw(self._dialect, Target.SEND, self._seen)
-        if self._draw.fault is not None and self._draw.fault.kind in _AT_MAIL:
-            await self._answer(_ending(self._draw.fault, self._dialect))
+        if self._draw.fault is not None and self._draw.fault.kind in AT_MAIL:
+            await self._answer(_worded(self._draw.fault, self._dialect))
             self._reset()
             return
         self._sender = sender[1]
@@ -265,7 +265,7 @@ class _Session:
         )
 
     async def _decide(self, request: Request) -> None:
-        fault, ending = self._draw.fault, _ending(self._draw.fault, self._dialect)
+        fault, ending = self._draw.fault, _worded(self._draw.fault, self._dialect)
         acceptance, seen = self._exchange.acceptance, self._seen
         assert seen is not None
         seen.key = request.key
@@ -329,14 +329,16 @@ def _queued(taken: Sequence[Taken | Refused]) -> Reply:
     return Reply(250, f"2.0.0 Ok: queued as {ids[0]}")
 
 
-def _ending(fault: Fault | None, dialect: Dialect) -> Reply | None:
-    """The provider's words for a fault that is a reply."""
-    if fault is None:
-        return None
-    if fault.kind is Kind.IN_PROGRESS:
+def _worded(fault: Fault | None, dialect: Dialect) -> Reply | None:
+    return None if fault is None else reply_to(fault.kind, dialect)
+
+
+def reply_to(kind: Kind, dialect: Dialect) -> Reply | None:
+    """The provider's words for a fault that is a reply; it is to MAIL for those of `AT_MAIL`, else to the message."""
+    if kind is Kind.IN_PROGRESS:
         return dialect.in_progress
-    if fault.kind is Kind.CONFLICT:
+    if kind is Kind.CONFLICT:
         return dialect.mismatch({}) if dialect.mismatch is not None else None
-    if fault.kind is Kind.ACCEPT_THEN_500:
+    if kind is Kind.ACCEPT_THEN_500:
         return dialect.refusal(502, "")
-    return dialect.refusal(int(fault.kind), "") if fault.kind.isdecimal() else None
+    return dialect.refusal(int(kind), "") if kind.isdecimal() else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import smtplib
 import socket
 import urllib.request
 
@@ -48,6 +49,18 @@ def test_it_says_where_it_is_answers_there_and_ends_when_told(start_idem: StartI
 
     assert sandbox.wait() == 0
     assert len(sandbox.log.splitlines()) == 1 + said
+
+
+def test_it_says_where_it_speaks_smtp(start_idem: StartIdem) -> None:
+    sandbox = start_idem("sandbox", "--port", "0", "--smtp-port", "0")
+    wait_for(lambda: "IDEM_SMTP_BASE_URL=smtp://127.0.0.1:" in sandbox.log)
+    port = int(sandbox.log.split()[-1].rpartition(":")[2])
+    with smtplib.SMTP("127.0.0.1", port, local_hostname="localhost", timeout=10) as client:
+        client.sendmail("a@example.com", ["b@example.com"], "Subject: Hello\r\n\r\nHi\r\n")
+
+    sandbox.signal(signal.SIGTERM)
+
+    assert sandbox.wait() == 0
 
 
 def test_a_port_that_is_taken_is_one_line(call_idem: RunIdem) -> None:
