@@ -21,7 +21,7 @@ from workers.telemetry import describe_error
 _COMMANDS = {
     "dead": ("dead", "Look into the dead letters; requeue or drop them."),
     "demo": ("demo", "Send 500 emails through faults and kills, and count what arrived."),
-    "doctor": ("doctor", "Check settings, ledger, broker and provider before they are needed."),
+    "doctor": ("doctor", "Check settings, ledger, broker and provider."),
     "enqueue": ("enqueue", "Enqueue the emails of JSONL, CSV and .eml files."),
     "explain": ("records", "Show what is known about one key."),
     "init": ("init", "Prepare this directory: settings and ledger."),
