@@ -65,6 +65,14 @@ class JobBroker(Protocol):
         """How much there is to do."""
         ...
 
+    def is_empty(self) -> bool:
+        """Whether nothing is left to do; one that can only estimate says so once that has held for a while."""
+        ...
+
+    def create(self) -> Sequence[str]:
+        """Make what jobs need and is not there yet; says in sentences what there is now. For `idem init` alone."""
+        ...
+
     def check(self) -> Sequence[str]:
         """What the jobs in it can survive, in sentences; `BrokerError` when it could lose them by its settings."""
         ...
