@@ -6,7 +6,7 @@ import inspect
 import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec
+from typing import Any, Generic, ParamSpec
 
 from idem.clock import SystemClock
 from idem.email import Email
@@ -17,9 +17,6 @@ from workers import wiring
 from workers.actors import JobFunction, Performer, declare_actor
 from workers.jobs import QUEUE, email_message, job_message
 from workers.settings import Settings
-
-if TYPE_CHECKING:
-    from workers.brokers.redis import RedisBroker
 
 P = ParamSpec("P")
 
@@ -102,7 +99,7 @@ class App:
         return wiring.check_with(self.settings)
 
     @cached_property
-    def broker(self) -> RedisBroker:
+    def broker(self) -> wiring.AnyBroker:
         """The broker, with the queue declared."""
         broker = wiring.build_broker(self.settings)
         broker.declare_queue(QUEUE)

@@ -13,9 +13,6 @@ from typing import Protocol
 from dramatiq import Message
 from dramatiq.broker import MessageProxy
 
-#: The pause before a message comes again about which nothing was said.
-UNSAID_SECONDS = 5.0
-
 
 @dataclass(frozen=True, slots=True)
 class Acknowledge:
@@ -37,6 +34,9 @@ class Bury:
 
 
 Disposition = Acknowledge | Retry | Bury
+
+#: What becomes of a message about which nothing was said.
+UNSAID = Retry(5.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def dispose(message: Message[None] | MessageProxy, disposition: Disposition) -> 
 
 def disposition_of(message: MessageProxy) -> Disposition:
     """What was said about a message; what was not said is a retry."""
-    said: Disposition = message.__dict__.get(_DISPOSITION, Retry(UNSAID_SECONDS))
+    said: Disposition = message.__dict__.get(_DISPOSITION, UNSAID)
     return said
 
 

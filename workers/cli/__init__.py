@@ -23,7 +23,7 @@ _COMMANDS = {
     "doctor": ("doctor", "Check settings, ledger, broker and provider before they are needed."),
     "enqueue": ("enqueue", "Enqueue the emails of JSONL, CSV and .eml files."),
     "explain": ("records", "Show what is known about one key."),
-    "init": ("init", "Prepare this directory: settings and ledger."),
+    "init": ("init", "Prepare this directory: settings, ledger and queue."),
     "list": ("records", "List the records in one state."),
     "sandbox": ("sandbox", "Serve the providers' APIs locally, with faults and an inbox."),
     "status": ("records", "Count what waits in the queue and what the ledger holds."),

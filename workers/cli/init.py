@@ -19,7 +19,7 @@ _EXAMPLES = {"IDEM_AWS_ENDPOINT_URL": "http://127.0.0.1:8000", "IDEM_BODIES_BUCK
 
 @click.command("init")
 def init_command() -> None:
-    """Write idem.toml with every setting and its default, and create the ledger. What is there already stays."""
+    """Write idem.toml with every setting and its default, and create the ledger and the queue. What is there stays."""
     path = Path(_FILE)
     if path.exists():
         click.echo(f"{_FILE} is there already; it stays as it is")
@@ -33,11 +33,14 @@ def init_command() -> None:
     try:
         known = app.ledger.create()
         app.ledger.check()
+        queue = app.broker.create()
     finally:
         app.close()
     click.echo(f"the ledger is ready: {app.settings.shown_ledger_url}")
     for sentence in known:
         click.echo(f"  {sentence}")
+    for sentence in queue:
+        click.echo(f"the queue is ready: {sentence}")
     click.echo(f"next: put the provider's token into IDEM_{app.settings.provider.upper()}_TOKEN, then run idem worker")
 
 
