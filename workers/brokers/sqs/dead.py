@@ -24,12 +24,14 @@ _BY_SQS: Final = "it was received too often without being settled"
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One of them, without its body."""
+    """One of them."""
 
     #: By which it is requeued or dropped.
     id: str
-    #: The job's own id: its key, where the message has no other.
+    #: What SQS called it first: the key of a foreign one that names none.
     message_id: str
+    #: As it was sent: it may be a pointer into the bucket.
+    body: str
     reason: str
     #: How often the job was received before.
     tries: int
@@ -49,8 +51,7 @@ class DeadLetters:
         found: list[DeadLetter] = []
         with contextlib.closing(self._look()) as looked:
             for item in looked:
-                reason = item.reason or _BY_SQS
-                found.append(DeadLetter(item.queue_id, item.message_id, reason, item.tries, item.sent_at))
+                found.append(_letter(item))
                 if len(found) >= limit:
                     break
         return found
@@ -74,23 +75,17 @@ class DeadLetters:
 
     def _take(self, dead_id: str) -> Delivery | None:
         """Find one and keep it hidden; all others are put back."""
-        with contextlib.closing(self._look()) as looked:
+        with contextlib.closing(self._look(but=dead_id)) as looked:
             return next((item for item in looked if item.queue_id == dead_id), None)
 
-    def _look(self) -> Generator[Delivery]:
-        """All of them, once each.
-
-        When the caller is through, they are put back; not so the last one, if the caller has stopped there.
-        """
+    def _look(self, but: str | None = None) -> Generator[Delivery]:
+        """All of them, once each; when the caller is through, they are put back, `but` one."""
         seen: dict[str, Delivery] = {}
-        last: Delivery | None = None
         try:
             while fresh := self._receive(seen):
-                for last in fresh:
-                    yield last
-            last = None
+                yield from fresh
         finally:
-            self._put_back([item.receipt for item in seen.values() if item is not last])
+            self._put_back([item.receipt for item in seen.values() if item.queue_id != but])
 
     def _receive(self, seen: dict[str, Delivery]) -> list[Delivery]:
         """Some that were not seen before; a second receipt of one replaces the first, which is stale."""
@@ -102,3 +97,7 @@ class DeadLetters:
     def _put_back(self, receipts: Sequence[str]) -> None:
         for start in range(0, len(receipts), BATCH):
             self._dead.hide(dict.fromkeys(receipts[start : start + BATCH], 0))
+
+
+def _letter(item: Delivery) -> DeadLetter:
+    return DeadLetter(item.queue_id, item.message_id, item.body, item.reason or _BY_SQS, item.tries, item.sent_at)

@@ -1,0 +1,41 @@
+"""Fixtures for the tests of the SQS broker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests import services
+from tests.workers.brokers.sqs.parts import Proxy, Side
+
+
+@pytest.fixture(params=["ministack", "fauxqs"])
+def endpoint(request: pytest.FixtureRequest) -> str:
+    """Both emulators, one after the other: they are by different people, and differ where AWS leaves room."""
+    found: str = getattr(services, request.param)()
+    return found
+
+
+@pytest.fixture
+def side(endpoint: str) -> Iterator[Side]:
+    made = Side(endpoint)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    """An endpoint in front of ministack."""
+    made = Proxy(services.ministack())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def faulty(proxy: Proxy) -> Iterator[Side]:
+    """A side whose requests go through the proxy."""
+    made = Side(proxy.endpoint)
+    yield made
+    proxy.mend()
+    made.close()
