@@ -31,6 +31,9 @@ VISIBILITY_SECONDS = 2
 #: Deletes do not wait for company: a test looks at once.
 LIMITS = Limits(linger_seconds=0.0)
 
+#: They are by different people, and differ where AWS leaves room.
+on_two_emulators = pytest.mark.parametrize("endpoint", ["ministack", "fauxqs"], indirect=True)
+
 Answer = dict[str, Any]
 Fault = Callable[[Answer], Answer | None]
 
