@@ -24,18 +24,26 @@ def side(endpoint: str) -> Iterator[Side]:
     made.close()
 
 
-@pytest.fixture
-def proxy() -> Iterator[Proxy]:
-    """An endpoint in front of ministack."""
+@pytest.fixture(scope="session")
+def _shared_proxy() -> Iterator[Proxy]:
     made = Proxy(services.ministack())
     yield made
     made.close()
 
 
 @pytest.fixture
+def proxy(_shared_proxy: Proxy) -> Iterator[Proxy]:
+    """An endpoint in front of ministack, without a fault."""
+    _shared_proxy.reset()
+    yield _shared_proxy
+    _shared_proxy.reset()
+
+
+@pytest.fixture
 def faulty(proxy: Proxy) -> Iterator[Side]:
     """A side whose requests go through the proxy."""
     made = Side(proxy.endpoint)
+    proxy.reset(only=made.names.prefix)
     yield made
     proxy.mend()
     made.close()

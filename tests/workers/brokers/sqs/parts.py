@@ -127,6 +127,8 @@ class Proxy:
 
     def __init__(self, endpoint: str) -> None:
         self.requests: list[tuple[str, Answer]] = []
+        #: Whose requests count and fail: a poll of the test before may still be under way.
+        self.only = ""
         self._before: dict[str, Fault] = {}
         self._after: dict[str, Fault] = {}
         self._backend = urlsplit(endpoint).netloc
@@ -154,6 +156,11 @@ class Proxy:
         self._before.clear()
         self._after.clear()
 
+    def reset(self, only: str = "") -> None:
+        self.mend()
+        self.requests.clear()
+        self.only = only
+
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
@@ -171,12 +178,14 @@ class Proxy:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 action = self.headers["X-Amz-Target"].rpartition(".")[2]
                 asked = json.loads(body)
-                proxy.requests.append((action, asked))
-                before = proxy._before.get(action)
+                mine = proxy.only in asked.get("QueueUrl", proxy.only)
+                if mine:
+                    proxy.requests.append((action, asked))
+                before = proxy._before.get(action) if mine else None
                 made = before(asked) if before else None
                 if made is None:
                     made = proxy._forward(self.path, body, dict(self.headers))
-                    if action in proxy._after:
+                    if mine and action in proxy._after:
                         changed = proxy._after[action](made["json"])
                         if changed is None:
                             self.close_connection = True
