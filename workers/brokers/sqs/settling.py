@@ -19,6 +19,7 @@ each, after 83 minutes.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -121,22 +122,26 @@ class Settling:
     def flush(self, *, overdue: bool = False) -> None:
         """Do what waits for company; with `overdue`, only what has waited for long enough."""
         limit = time.monotonic() - (self._limits.linger_seconds if overdue else 0.0)
-        for deleting, pending in self._pending.items():
-            while pending and pending[0].since <= limit:
-                with self._lock:
-                    batch, pending[:BATCH] = pending[:BATCH], []
+        for deleting in self._pending:
+            while batch := self._taken(deleting=deleting, limit=limit):
                 self._commit(batch, deleting=deleting)
 
     def _add(self, pending: _Pending) -> None:
         deleting = pending.due is None
-        waiting = self._pending[deleting]
-        batch: list[_Pending] = []
         with self._lock:
-            waiting.append(pending)
-            if len(waiting) >= BATCH:
-                batch, waiting[:BATCH] = waiting[:BATCH], []
-        if batch:
+            self._pending[deleting].append(pending)
+            full = len(self._pending[deleting]) >= BATCH
+        if full and (batch := self._taken(deleting=deleting, limit=math.inf)):
             self._commit(batch, deleting=deleting)
+
+    def _taken(self, *, deleting: bool, limit: float) -> list[_Pending]:
+        """The next request's worth, if the first of them has waited since `limit`; it is in nobody else's hands."""
+        with self._lock:
+            pending = self._pending[deleting]
+            if not pending or pending[0].since > limit:
+                return []
+            batch, pending[:BATCH] = pending[:BATCH], []
+            return batch
 
     def _hide(self, delivery: Delivery, seconds: float) -> None:
         self._holding.let_go(delivery)
