@@ -175,7 +175,7 @@ class Email:
 
     def fingerprint(self) -> str:
         """SHA-256 of the canonical bytes, in hexadecimal: two emails under one key must agree in it."""
-        return hashlib.sha256(self.canonical()).hexdigest()
+        return fingerprint(self.canonical())
 
     def without_header(self, name: str) -> Email:
         """The same email less one additional header, in whatever case it was written."""
@@ -183,6 +183,11 @@ class Email:
         parts = self.as_dict()
         parts["headers"] = kept
         return Email.from_dict(parts)
+
+
+def fingerprint(canonical: bytes) -> str:
+    """The fingerprint of canonical bytes, for one who has them already."""
+    return hashlib.sha256(canonical).hexdigest()
 
 
 #: The fields of an email as JSON, CSV and the command line name them.

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 
 from idem.email import Email
 from idem.errors import InvalidKey
 
 MAX_KEY = 255
+_RANGE = re.compile(r".+/(?P<first>[0-9]{1,10})-(?P<last>[0-9]{1,10})")
+_MAX_STEM = MAX_KEY - len("/1000000000-1000000000")
 _KEY_HEADER = "idempotency-key"
 
 
@@ -35,12 +38,31 @@ def take_explicit(email: Email, key: str | None) -> tuple[Email, str | None]:
     return email, None if explicit is None else check_key(explicit)
 
 
-def sub_key(key: str, number: int) -> str:
-    """The key of the `number`-th email (from 1) that one job returned in a list; stable, and never too long."""
-    suffix = f"/{number}"
-    if len(key) + len(suffix) <= MAX_KEY:
-        return key + suffix
-    return hashlib.sha256(key.encode()).hexdigest() + suffix
+def range_key(key: str, first: int, last: int) -> str:
+    """The key of the emails `first` to `last` (from 1) of a bulk, which may go out in one request."""
+    return f"{_stem(key)}/{first}-{last}"
+
+
+def member_key(key: str, number: int) -> str:
+    """The key of the `number`-th email (from 1) of a list, however it goes out; stable, and never too long."""
+    return f"{_stem(key)}/{number}"
+
+
+def is_range(key: str, count: int) -> bool:
+    """Whether `range_key` could have made this key for that many emails."""
+    found = _RANGE.fullmatch(key)
+    return found is not None and int(found["first"]) >= 1 and int(found["last"]) - int(found["first"]) + 1 == count
+
+
+def split_range(key: str) -> tuple[str, int]:
+    """What a key of `range_key` was made from: the bulk's key and the number of the first email."""
+    stem, _, numbers = key.rpartition("/")
+    return stem, int(numbers.partition("-")[0])
+
+
+def _stem(key: str) -> str:
+    """The bulk's key, short enough for what is put behind it; applied twice, it changes nothing."""
+    return key if len(key) <= _MAX_STEM else hashlib.sha256(key.encode()).hexdigest()
 
 
 def provider_key(namespace: str, key: str, generation: int) -> str:

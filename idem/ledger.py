@@ -10,16 +10,30 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import TypeVar
 
 from idem import protocol
 from idem.clock import Clock, Deadline
-from idem.errors import LedgerUnavailable
-from idem.outcome import Accepted, Outcome
+from idem.errors import BodyTooLarge, LedgerUnavailable
+from idem.outcome import Accepted, Outcome, Rejected
 from idem.policy import Policy
-from idem.protocol import Close, Conflict, Done, Evidence, Intent, Record, Rules, State, Take, Wait
+from idem.protocol import (
+    MISSING,
+    Close,
+    Conflict,
+    Done,
+    Evidence,
+    Intent,
+    Record,
+    Resolution,
+    Rules,
+    State,
+    Take,
+    Wait,
+)
 from idem.stores.base import Store
 
 _PAUSE_SECONDS = 0.05
@@ -32,10 +46,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to make the next attempt, until `lease` is over. `record` is what was written with it."""
+    """The right to make the next attempt, until `lease` is over. `record` is what was written with it.
+
+    `body` is the canonical email of a message that carries it; the ledger keeps it only if the attempt ends in doubt.
+    """
 
     record: Record
     lease: Deadline
+    body: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +64,23 @@ class Lost:
 
 
 class Ledger:
-    """What all workers agree on, for one provider and one policy."""
+    """What all workers agree on. `others` are the policies of further providers that this worker can speak to."""
 
-    def __init__(  # noqa: PLR0913 - two of the six exist so that a simulation can decide chance and names
+    def __init__(  # noqa: PLR0913 - two of them exist so that a simulation can decide chance and names
         self,
         store: Store,
         *,
         policy: Policy,
         provider: str,
         clock: Clock,
+        others: Mapping[str, Policy] = MappingProxyType({}),
+        fallback: str | None = None,
         new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._store = store
         self._policy = policy
-        self._rules = Rules(policy, provider)
+        self._rules = Rules(policy, provider, others, fallback)
         self._clock = clock
         self._new_id = new_id
         self._jitter = jitter
@@ -86,9 +106,10 @@ class Ledger:
             )
             if not isinstance(decision, Take | Close):
                 return decision
-            blocking = self._insist(patience, partial(self._write, stored, decision.record))
+            new = decision.record
+            blocking = self._insist(patience, partial(self._write_what_fits, stored, new))
             if blocking is None:
-                return Claim(decision.record, lease) if isinstance(decision, Take) else Done(decision.record)
+                return Claim(new, lease, intent.body) if isinstance(decision, Take) else Done(new)
             stored = blocking
 
     def freeze(self, claim: Claim, body: bytes, fingerprint: str) -> Claim | Lost:
@@ -98,16 +119,16 @@ class Ledger:
         def change(record: Record) -> Record:
             return protocol.freeze(record, body, fingerprint, now=self._clock.now(), policy=self._policy)
 
-        written = self._insist(claim.lease, lambda: self._change(claim, change))
+        written = self._insist(claim.lease, lambda: self._change(claim, change, self._write))
         return written if isinstance(written, Lost) else Claim(written, lease)
 
-    def split(self, claim: Claim, body: bytes, fingerprint: str) -> Record | Lost:
-        """Fix the list of emails that the job built; they are sent under their sub-keys."""
+    def split(self, claim: Claim, body: bytes, fingerprint: str, cut: int | None = None) -> Record | Lost:
+        """Fix a list of emails, and how it is cut; they are sent under keys of their own."""
 
         def change(record: Record) -> Record:
-            return protocol.split(record, body, fingerprint, now=self._clock.now())
+            return protocol.split(record, body, fingerprint, now=self._clock.now(), cut=cut)
 
-        return self._insist(claim.lease, lambda: self._change(claim, change))
+        return self._insist(claim.lease, lambda: self._change(claim, change, self._write))
 
     def settle(self, claim: Claim, outcome: Outcome) -> Record | Lost:
         """Write what became of the claim's attempt.
@@ -119,12 +140,54 @@ class Ledger:
         patience = self._lease() if isinstance(outcome, Accepted) else claim.lease
 
         def change(record: Record) -> Record:
-            return protocol.settle(record, outcome, now=self._clock.now(), policy=self._policy, jitter=self._jitter())
+            policy = self._rules.policy_of(record.provider) or self._policy
+            return protocol.settle(
+                record, outcome, now=self._clock.now(), policy=policy, jitter=self._jitter(), body=claim.body
+            )
 
-        settled = self._insist(patience, lambda: self._change(claim, change))
+        settled = self._insist(patience, lambda: self._change(claim, change, self._write_what_fits))
         if isinstance(settled, Lost) and isinstance(outcome, Accepted):
-            return Lost(self._insist(patience, lambda: self._testify(claim, outcome, settled.record)))
+            claim_id = claim.record.claim_id
+            return Lost(self._insist(patience, lambda: self._testify(settled.record, outcome, claim_id)))
         return settled
+
+    def adopt(self, claim: Claim, key: str, fingerprint: str, outcome: Accepted | Rejected) -> None:
+        """Write down one email that was settled in the claim's request; a record that is there already stays."""
+        record = protocol.member(claim.record, key, fingerprint, outcome, now=self._clock.now())
+        self._insist(self._lease(), lambda: self._write(None, record))
+
+    def testify(self, record: Record, accepted: Accepted, *, witness: str, detail: str) -> Record:
+        """Bring an acceptance that a look-up, an event or a person knows of into the record.
+
+        `witness` is a name of its own: what it said once is not noted again.
+        """
+        return self._testify(record, accepted, witness, detail)
+
+    def note_missing(self, record: Record, provider: str) -> Record:
+        """Write beside the record that its provider showed no email with its key; whoever comes second leaves it."""
+        evidence = Evidence(at=self._clock.now(), kind=MISSING, claim_id=self._new_id(), detail=provider)
+        noted = protocol.note(record, evidence, now=self._clock.now())
+        stored = self._write(record, noted)
+        return noted if stored is None else stored
+
+    def resolve(self, record: Record, resolution: Resolution, *, by: str) -> Record | None:
+        """Decide about a key from outside a claim; None where the record, as it is now, does not allow it."""
+        claim_id = self._new_id()
+        while True:
+            now = self._clock.now()
+            resolved = protocol.resolve(record, resolution, claim_id=claim_id, by=by, now=now, rules=self._rules)
+            if resolved is None:
+                return None
+            stored = self._write(record, resolved)
+            if stored is None:
+                return resolved
+            record = stored
+
+    def touch(self, record: Record) -> bool:
+        """Make a record in RETRY or UNSURE due from now on; False when somebody else has changed it meanwhile."""
+        now = self._clock.now()
+        due = replace(record, version=record.version + 1, ready_at=now, updated_at=now)
+        return self._write(record, due) is None
 
     def note_conflict(self, record: Record, fingerprint: str | None) -> None:
         """Write beside the record that another email, or another job, asked for its key; once for each of the first."""
@@ -147,6 +210,11 @@ class Ledger:
         """The record of a key, as everybody else sees it."""
         return self._store.read(key)
 
+    def passes_at(self, key: str) -> float | None:
+        """From when on a key's next step does not wait for a first choice in trouble: see `protocol.passes_at`."""
+        record = self._store.read(key)
+        return None if record is None else protocol.passes_at(record, self._rules)
+
     def list(self, state: State, limit: int) -> Iterator[Record]:
         """Records in that state, the one longest unchanged first."""
         return self._store.list(state, limit)
@@ -164,29 +232,34 @@ class Ledger:
         stored = self._store.swap(old, new)
         return None if stored is not None and _is_own(stored, new) else stored
 
-    def _change(self, claim: Claim, change: Callable[[Record], Record]) -> Record | Lost:
+    def _write_what_fits(self, old: Record | None, new: Record) -> Record | None:
+        """The same, less the email of a doubt that is too large to keep: then only its message, or a person, has it."""
+        try:
+            return self._write(old, new)
+        except BodyTooLarge:
+            if new.state is not State.IN_DOUBT:
+                raise
+            return self._write(old, replace(new, body=None))
+
+    def _change(
+        self, claim: Claim, change: Callable[[Record], Record], write: Callable[[Record, Record], Record | None]
+    ) -> Record | Lost:
         """Apply a transition of the claim's holder, on top of notes that others may have added meanwhile."""
         record = claim.record
         while True:
             changed = change(record)
-            stored = self._write(record, changed)
+            stored = write(record, changed)
             if stored is None:
                 return changed
             if not protocol.holds(stored, claim.record.claim_id):
                 return Lost(stored)
             record = stored
 
-    def _testify(self, claim: Claim, accepted: Accepted, record: Record) -> Record:
-        """Bring a lost claim's acceptance into the record, whatever has become of it."""
-        claim_id = claim.record.claim_id
+    def _testify(self, record: Record, accepted: Accepted, claim_id: str, detail: str | None = None) -> Record:
+        """Bring an acceptance into the record, whatever has become of it."""
         while not _already_known(record, accepted, claim_id):
-            changed = protocol.testify(
-                record,
-                accepted,
-                claim_id=claim_id,
-                now=self._clock.now(),
-                rules=self._rules,
-            )
+            now = self._clock.now()
+            changed = protocol.testify(record, accepted, claim_id=claim_id, now=now, rules=self._rules, detail=detail)
             stored = self._write(record, changed)
             if stored is None:
                 return changed

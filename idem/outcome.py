@@ -35,30 +35,40 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """This attempt was definitely not accepted, and repeating it would not change that."""
+    """This attempt was definitely not accepted, and repeating it would not change that.
+
+    `replayed`: the provider says that this is its answer to the first request under the key, so that none was accepted.
+    """
 
     detail: str
     ground: Ground = Ground.PAYLOAD
+    replayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class NotSent:
     """This attempt was definitely not accepted, and may be repeated after `retry_after` seconds.
 
-    `credentials` marks the one cause that stops every email alike and that only a person can end.
+    `credentials` marks the one cause that stops every email alike and that only a person can end; `limited`, that the
+    provider asks everybody to wait, and not for this email only. `burnt`: the provider may answer the same to whatever
+    comes under this key, so the next attempt needs another one. `replayed` is as above.
     """
 
     detail: str
     retry_after: float | None = None
     credentials: bool = False
+    burnt: bool = False
+    replayed: bool = False
+    limited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """This attempt may have been accepted."""
+    """This attempt may have been accepted; `limited` as with `NotSent`."""
 
     detail: str
     retry_after: float | None = None
+    limited: bool = False
 
 
 Outcome = Accepted | Rejected | NotSent | Unknown

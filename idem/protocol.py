@@ -4,14 +4,18 @@
     RETRY    --claim--> SENDING                        nothing was sent: try again
     UNSURE   --claim--> SENDING                        the window is open: same bytes, same key
              --claim--> IN_DOUBT                       otherwise: never a blind resend
-    UNSURE | IN_DOUBT | RETRY --evidence--> SENT       a worker that had lost its claim brings an acceptance; brought
-                                                       while another attempt runs, it counts when that one is over
+    UNSURE | IN_DOUBT | RETRY --evidence--> SENT       a lost claim, a look-up, a provider event or a person brings an
+                                                       acceptance; while another attempt runs, it counts after that
+    IN_DOUBT --resolve--> RETRY                        known not to have been accepted, or a job that may arrive twice
+             --resolve--> DROPPED                      given up
+    REJECTED --resolve--> RETRY                        its cause is mended: the same job key, the next generation
     (absent) --claim--> RENDERING --freeze--> SENDING  a job that builds one email in the worker
                                   --freeze--> SPLIT    a job that built none or several: each has its own sub-key
     RENDERING --settle--> RETRY | REJECTED             the function failed: nothing was sent
 
-A `Standing` is what a record means at an instant; SENDING whose lease is over stands as UNSURE. Three tables, `CLAIM`,
-`SETTLE` and `EVIDENCE`, hold every pair of a standing and an input. The functions below only look up and fill in.
+A `Standing` is what a record means at an instant; SENDING whose lease is over stands as UNSURE. Four tables, `CLAIM`,
+`SETTLE`, `EVIDENCE` and `RESOLVE`, hold every pair of a standing and an input. The functions below only look up and
+fill in.
 
 Every function returns a new record with `version` one higher. Writing it is the ledger's work: one conditional write on
 the claim id, the version and the state that the transition started from.
@@ -20,7 +24,7 @@ the claim id, the version and the state that the transition started from.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum, auto
 from typing import Final
 
@@ -30,8 +34,9 @@ from idem.policy import Policy
 #: Attempts that a record remembers one by one; `attempts` counts them all.
 MAX_HISTORY = 20
 
-#: The kind of evidence that a lost claim brings.
+#: Kinds of evidence: an acceptance (from a lost claim, a look-up, an event, a person), and a look-up that showed none.
 ACCEPTANCE: Final = "accepted"
+MISSING: Final = "not found"
 
 
 class State(StrEnum):
@@ -51,12 +56,25 @@ class State(StrEnum):
     """Definitely not accepted, and not tried again. Never changes."""
     IN_DOUBT = "in_doubt"
     """An attempt may have been accepted, and repeating it could send twice. Waits for evidence or a person."""
+    DROPPED = "dropped"
+    """It was in doubt, and its job or a person gave it up. Only an acceptance that comes in late changes it."""
     SPLIT = "split"
     """The job built none or several emails; they are frozen here and live under their sub-keys. Never changes."""
 
 
 #: States in which a queue message has done its work and may be acknowledged (rule 1).
-ENDED: Final = frozenset({State.SENT, State.REJECTED, State.IN_DOUBT, State.SPLIT})
+ENDED: Final = frozenset({State.SENT, State.REJECTED, State.IN_DOUBT, State.DROPPED, State.SPLIT})
+
+
+class InDoubt(StrEnum):
+    """What a job wants done with its email when nothing can be found out about it any more."""
+
+    HOLD = "hold"
+    """Keep it in doubt, for an event or a person to settle."""
+    RESEND = "resend"
+    """Send it again: it may rather arrive twice than never."""
+    DROP = "drop"
+    """Never mind: it may rather arrive never than twice, and nobody needs to look."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +91,10 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What was learnt about a key outside its claim: a zombie's acceptance (rule 6), or a conflicting email."""
+    """What was learnt about a key outside its claim: an acceptance (rule 6), a look-up, a conflict, a resolution.
+
+    `claim_id` names who brought it: the claim, or the event or resolution, so that nothing is noted twice.
+    """
 
     at: float
     kind: str
@@ -87,7 +108,11 @@ class Record:
     """The ledger's item for one key. Times are Unix seconds.
 
     `job` names the function that builds the email, None for an email that arrived ready; `body` holds what it built.
+    An email that arrived ready has a `body` only once it was in doubt: it can then be sent again without its message.
     `unsure_since` is the start of the first attempt that may have been accepted: the provider's window counts from it.
+    `opened_at` is set when the key was opened again: how long to try counts from it. `cut` is how many emails of a
+    SPLIT list go together; None means that each goes by itself. `batched`: its attempts go out in requests for several
+    emails, of which a provider may keep the keys apart from those of other requests.
     """
 
     key: str
@@ -106,6 +131,10 @@ class Record:
     lease_until: float | None = None
     ready_at: float | None = None
     unsure_since: float | None = None
+    opened_at: float | None = None
+    cut: int | None = None
+    batched: bool | None = None
+    in_doubt: InDoubt | None = None
     message_id: str | None = None
     reason: str | None = None
     history: tuple[Attempt, ...] = ()
@@ -119,19 +148,38 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What a message asks for: one email that is ready (its fingerprint), or a job that builds its own."""
+    """What a message asks for: one email that is ready (its fingerprint and canonical bytes), or a job that builds one.
+
+    `in_doubt` is the job's choice, where it made one. `split`: the message carries several emails, and the provider
+    cannot take them in one request, so that each needs a key of its own. `batched`: the email travels in a request with
+    others, under its own key.
+    """
 
     key: str
     fingerprint: str | None = None
     job: str | None = None
+    body: bytes | None = field(default=None, repr=False)
+    in_doubt: InDoubt | None = None
+    split: bool = False
+    batched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a worker goes by: its durations, and the provider that it sends through."""
+    """What a worker goes by: its durations, the provider that it sends through, and others that it can speak to.
+
+    An attempt that may have been accepted is repeated through its own provider only. After one that was definitely not,
+    the next may go through the `fallback`.
+    """
 
     policy: Policy
     provider: str
+    others: Mapping[str, Policy] = field(default_factory=dict)
+    fallback: str | None = None
+
+    def policy_of(self, provider: str) -> Policy | None:
+        """The durations that hold for attempts through this provider; None for one that this worker cannot speak to."""
+        return self.policy if provider == self.provider else self.others.get(provider)
 
 
 class Standing(Enum):
@@ -150,6 +198,7 @@ class Standing(Enum):
     SENT = auto()
     REJECTED = auto()
     IN_DOUBT = auto()
+    DROPPED = auto()
     SPLIT = auto()
 
 
@@ -184,6 +233,7 @@ CLAIM: Final[Mapping[Standing, Move]] = {
     Standing.SENT: Move.END,
     Standing.REJECTED: Move.END,
     Standing.IN_DOUBT: Move.END,
+    Standing.DROPPED: Move.END,
     Standing.SPLIT: Move.END,
 }
 
@@ -194,7 +244,9 @@ class Verdict(Enum):
     ACCEPTED = auto()
     CONFLICT = auto()
     REJECTED = auto()
+    REJECTED_FOR_KEY = auto()
     NOT_SENT = auto()
+    NOT_SENT_FOR_KEY = auto()
     NOT_SENT_GIVING_UP = auto()
     UNKNOWN = auto()
 
@@ -225,6 +277,13 @@ SETTLE: Final[Mapping[tuple[Verdict, Doubt], State]] = {
     (Verdict.REJECTED, Doubt.NONE): State.REJECTED,
     (Verdict.REJECTED, Doubt.OPEN): State.UNSURE,
     (Verdict.REJECTED, Doubt.CLOSED): State.IN_DOUBT,
+    # A replayed refusal is an answer about the key: the first request under it was refused, and so is any other.
+    (Verdict.REJECTED_FOR_KEY, Doubt.NONE): State.REJECTED,
+    (Verdict.REJECTED_FOR_KEY, Doubt.OPEN): State.REJECTED,
+    (Verdict.REJECTED_FOR_KEY, Doubt.CLOSED): State.IN_DOUBT,
+    (Verdict.NOT_SENT_FOR_KEY, Doubt.NONE): State.RETRY,
+    (Verdict.NOT_SENT_FOR_KEY, Doubt.OPEN): State.RETRY,
+    (Verdict.NOT_SENT_FOR_KEY, Doubt.CLOSED): State.IN_DOUBT,
     (Verdict.NOT_SENT, Doubt.NONE): State.RETRY,
     (Verdict.NOT_SENT, Doubt.OPEN): State.UNSURE,
     (Verdict.NOT_SENT, Doubt.CLOSED): State.IN_DOUBT,
@@ -251,7 +310,35 @@ EVIDENCE: Final[Mapping[Standing, State]] = {
     Standing.SENT: State.SENT,
     Standing.REJECTED: State.REJECTED,
     Standing.IN_DOUBT: State.SENT,
+    Standing.DROPPED: State.SENT,
     Standing.SPLIT: State.SPLIT,
+}
+
+
+class Resolution(StrEnum):
+    """What can be decided about a key from outside a claim, an acceptance apart (that is evidence)."""
+
+    NOT_SENT = "not sent"
+    """It is known that no attempt was accepted: send it."""
+    RESEND = "resend"
+    """It is not known, and the job would rather have it twice than never."""
+    DROP = "drop"
+    """It is not known, and need not be."""
+    REOPEN = "reopen"
+    """The cause of a rejection is mended: send it under the next generation of the provider's key (rule 9)."""
+
+
+#: Where a resolution is allowed, and what it makes of the record. UNSURE_CLOSED is IN_DOUBT that nobody has written.
+RESOLVE: Final[Mapping[tuple[Standing, Resolution], State]] = {
+    (Standing.IN_DOUBT, Resolution.NOT_SENT): State.RETRY,
+    (Standing.IN_DOUBT, Resolution.RESEND): State.RETRY,
+    (Standing.IN_DOUBT, Resolution.DROP): State.DROPPED,
+    (Standing.UNSURE_CLOSED, Resolution.NOT_SENT): State.RETRY,
+    (Standing.UNSURE_CLOSED, Resolution.RESEND): State.RETRY,
+    (Standing.UNSURE_CLOSED, Resolution.DROP): State.DROPPED,
+    (Standing.DROPPED, Resolution.NOT_SENT): State.RETRY,
+    (Standing.DROPPED, Resolution.RESEND): State.RETRY,
+    (Standing.REJECTED, Resolution.REOPEN): State.RETRY,
 }
 
 
@@ -317,6 +404,7 @@ _ENDED: Final = {
     State.SENT: Standing.SENT,
     State.REJECTED: Standing.REJECTED,
     State.IN_DOUBT: Standing.IN_DOUBT,
+    State.DROPPED: Standing.DROPPED,
     State.SPLIT: Standing.SPLIT,
 }
 
@@ -328,7 +416,8 @@ def _unsure(record: Record, now: float, rules: Rules) -> Standing:
     if record.ready_at is not None and now < record.ready_at:
         return Standing.UNSURE_EARLY
     since = _unsure_since(record)
-    known = since is not None and record.provider == rules.provider and rules.policy.window_open(since, now)
+    policy = rules.policy_of(record.provider)
+    known = since is not None and policy is not None and policy.window_open(since, now)
     return Standing.UNSURE_OPEN if known else Standing.UNSURE_CLOSED
 
 
@@ -354,15 +443,39 @@ def claim(record: Record | None, intent: Intent, *, now: float, claim_id: str, r
         until = record.lease_until if stands in _LEASED else record.ready_at
         return Wait(until if until is not None else now, record)
     if record is not None and move in {Move.DOUBT, Move.PROVE}:
-        return Close(_close(record, move, now, claim_id))
-    return Take(_take(record or _blank(intent, now, rules), move, now, claim_id, rules))
+        return Close(_close(record, move, now, claim_id, intent.body))
+    if record is None:
+        record = _blank(intent, now, rules)
+    elif record.fingerprint is None:
+        record = replace(record, fingerprint=intent.fingerprint)
+    if move is not Move.REPLAY:
+        # What may have been accepted by one door would not be recognised at the other.
+        record = replace(record, batched=intent.batched or None)
+    return Take(_take(record, move, now, claim_id, rules, split=intent.split))
 
 
 _LEASED: Final = frozenset({Standing.RENDERING_LIVE, Standing.SENDING_LIVE})
 
 
+def passes_at(record: Record, rules: Rules) -> float | None:
+    """From when on a record's next step does not wait for the first choice, should that be paused or in trouble.
+
+    At once when the step does not go there; at the last replay when an attempt there may have been accepted, as its
+    window does not wait either; None when it may wait for as long as it takes.
+    """
+    since = _unsure_since(record)
+    if since is not None and record.state in {State.SENDING, State.UNSURE}:
+        return rules.policy.last_replay(since) if record.provider == rules.provider else record.updated_at
+    elsewhere = record.state is State.RETRY and _route(record, rules) != rules.provider
+    return record.updated_at if elsewhere else None
+
+
 def _conflicts(record: Record, intent: Intent) -> bool:
-    return record.job != intent.job or (intent.fingerprint is not None and record.fingerprint != intent.fingerprint)
+    if record.job != intent.job:
+        return True
+    # A key that was opened again without its email has no fingerprint: it is bound to the next email that comes.
+    unbound = record.state is State.RETRY and record.fingerprint is None
+    return intent.fingerprint is not None and record.fingerprint != intent.fingerprint and not unbound
 
 
 def _blank(intent: Intent, now: float, rules: Rules) -> Record:
@@ -376,10 +489,13 @@ def _blank(intent: Intent, now: float, rules: Rules) -> Record:
         provider=rules.provider,
         job=intent.job,
         fingerprint=intent.fingerprint,
+        in_doubt=intent.in_doubt,
     )
 
 
-def _take(record: Record, move: Move, now: float, claim_id: str, rules: Rules) -> Record:
+def _take(  # noqa: PLR0913 - as below
+    record: Record, move: Move, now: float, claim_id: str, rules: Rules, *, split: bool
+) -> Record:
     taken = replace(
         record,
         version=record.version + 1,
@@ -387,12 +503,21 @@ def _take(record: Record, move: Move, now: float, claim_id: str, rules: Rules) -
         lease_until=now + rules.policy.lease_seconds,
         ready_at=None,
         updated_at=now,
-        provider=rules.provider,
+        provider=record.provider if move is Move.REPLAY else _route(record, rules),
     )
-    if record.fingerprint is None:
+    # A list that may have been accepted as one request is repeated as one, whatever the provider takes today.
+    if record.fingerprint is None or (split and move is not Move.REPLAY):
         return replace(taken, state=State.RENDERING)
     unsure_since = _unsure_since(record) if move is Move.REPLAY else None
     return _begin_attempt(replace(taken, unsure_since=unsure_since), now)
+
+
+def _route(record: Record, rules: Rules) -> str:
+    """The provider of an attempt that repeats none: the first choice, and after its definite failure the other one."""
+    failed = bool(record.history) and record.history[-1].outcome == NotSent.__name__
+    if rules.fallback is not None and failed and record.provider == rules.provider:
+        return rules.fallback
+    return rules.provider
 
 
 def _begin_attempt(record: Record, now: float) -> Record:
@@ -407,7 +532,7 @@ def _begin_attempt(record: Record, now: float) -> Record:
     )
 
 
-def _close(record: Record, move: Move, now: float, claim_id: str) -> Record:
+def _close(record: Record, move: Move, now: float, claim_id: str, body: bytes | None) -> Record:
     closed = replace(
         record,
         version=record.version + 1,
@@ -422,6 +547,7 @@ def _close(record: Record, move: Move, now: float, claim_id: str) -> Record:
     return replace(
         closed,
         state=State.IN_DOUBT,
+        body=record.body if record.body is not None else body,
         reason=record.reason or "the worker that held the claim did not say what became of its attempt",
     )
 
@@ -451,23 +577,48 @@ def freeze(record: Record, body: bytes, fingerprint: str, *, now: float, policy:
     return _begin_attempt(frozen, now)
 
 
-def split(record: Record, body: bytes, fingerprint: str, *, now: float) -> Record:
-    """RENDERING -> SPLIT: the list that the job built is fixed; its emails are sent under their sub-keys."""
+def split(record: Record, body: bytes, fingerprint: str, *, now: float, cut: int | None = None) -> Record:
+    """RENDERING -> SPLIT: a list is fixed, and how it is cut; its emails are sent under keys of their own."""
     return replace(
         record,
         state=State.SPLIT,
         version=record.version + 1,
         body=body,
         fingerprint=fingerprint,
+        cut=cut,
         lease_until=None,
         updated_at=now,
     )
 
 
-def settle(record: Record, outcome: Outcome, *, now: float, policy: Policy, jitter: float) -> Record:
+def member(within: Record, key: str, fingerprint: str, outcome: Accepted | Rejected, *, now: float) -> Record:
+    """The record of one email that was settled in the request which `within` stands for."""
+    accepted = outcome if isinstance(outcome, Accepted) else None
+    kind = ACCEPTANCE if accepted is not None else "rejected"
+    return Record(
+        key=key,
+        state=State.REJECTED if accepted is None else State.SENT,
+        version=1,
+        claim_id=within.claim_id,
+        created_at=now,
+        updated_at=now,
+        provider=within.provider,
+        fingerprint=fingerprint,
+        generation=within.generation,
+        attempts=1,
+        message_id=accepted.message_id if accepted is not None else None,
+        reason=outcome.detail if isinstance(outcome, Rejected) else None,
+        evidence=(Evidence(at=now, kind=kind, claim_id=within.claim_id, detail=f"in the request of {within.key}"),),
+    )
+
+
+def settle(  # noqa: PLR0913 - a transition's arguments are all that it depends on
+    record: Record, outcome: Outcome, *, now: float, policy: Policy, jitter: float, body: bytes | None = None
+) -> Record:
     """RENDERING or SENDING -> what the holder's outcome makes of it. `jitter` is drawn from 0..1.
 
-    While rendering, nothing can have been accepted: only `NotSent` and `Rejected` are outcomes then.
+    While rendering, nothing can have been accepted: only `NotSent` and `Rejected` are outcomes then. `body` is the
+    canonical email of a message that carries it: a doubt keeps it, since the message goes.
     """
     if record.state is State.RENDERING and isinstance(outcome, Accepted | Unknown):
         raise ValueError(f"{type(outcome).__name__} is not an outcome of rendering")
@@ -489,6 +640,11 @@ def settle(record: Record, outcome: Outcome, *, now: float, policy: Policy, jitt
         return replace(settled, message_id=outcome.message_id, reason=None, body=None)
     if state is State.SENT:
         return _proved(settled)
+    if state is State.IN_DOUBT and record.body is None:
+        settled = replace(settled, body=body)
+    if state is State.RETRY:
+        settled = replace(settled, unsure_since=None, generation=_next_generation(record, outcome))
+        unsure_since = None
     ready_at = None
     if state in {State.RETRY, State.UNSURE}:
         retry_after = outcome.retry_after if isinstance(outcome, NotSent | Unknown) else None
@@ -499,19 +655,30 @@ def settle(record: Record, outcome: Outcome, *, now: float, policy: Policy, jitt
     return replace(settled, ready_at=ready_at, reason=outcome.detail)
 
 
+def _next_generation(record: Record, outcome: Outcome) -> int:
+    """A provider that stays with its refusals gives the same answer to the same key: the next attempt takes another."""
+    return record.generation + (isinstance(outcome, NotSent) and outcome.burnt)
+
+
 def _verdict(record: Record, outcome: Outcome, now: float, policy: Policy) -> Verdict:
     match outcome:
         case Accepted():
             return Verdict.ACCEPTED
         case Rejected(ground=Ground.CONFLICT):
             return Verdict.CONFLICT
-        case Rejected():
-            return Verdict.REJECTED
-        case NotSent():
-            given_up = now - record.created_at >= policy.give_up_seconds
-            return Verdict.NOT_SENT_GIVING_UP if given_up else Verdict.NOT_SENT
+        case Rejected(replayed=replayed):
+            return Verdict.REJECTED_FOR_KEY if replayed else Verdict.REJECTED
+        case NotSent(replayed=replayed):
+            return _not_sent(record, now, policy, replayed=replayed)
         case Unknown():
             return Verdict.UNKNOWN
+
+
+def _not_sent(record: Record, now: float, policy: Policy, *, replayed: bool) -> Verdict:
+    opened_at = record.opened_at if record.opened_at is not None else record.created_at
+    if now - opened_at >= policy.give_up_seconds:
+        return Verdict.REJECTED_FOR_KEY if replayed else Verdict.NOT_SENT_GIVING_UP
+    return Verdict.NOT_SENT_FOR_KEY if replayed else Verdict.NOT_SENT
 
 
 def _doubt_of(unsure_since: float | None, now: float, policy: Policy) -> Doubt:
@@ -530,13 +697,51 @@ def _close_attempt(record: Record, outcome: Outcome, now: float) -> tuple[Attemp
     return (*record.history[:-1], closed)
 
 
-def testify(record: Record, accepted: Accepted, *, claim_id: str, now: float, rules: Rules) -> Record:
-    """Add an acceptance that came from a lost claim; it ends a doubt, or exposes a duplicate (rule 6)."""
+def testify(  # noqa: PLR0913 - as above
+    record: Record, accepted: Accepted, *, claim_id: str, now: float, rules: Rules, detail: str | None
+) -> Record:
+    """Add an acceptance that came from outside the claim; it ends a doubt, or exposes a duplicate (rule 6).
+
+    `claim_id` names who brought it: a lost claim, or an event, a look-up, a person, as `detail` says.
+    """
     state = EVIDENCE[standing(record, now, rules)]
-    noted = note(record, Evidence(at=now, kind=ACCEPTANCE, claim_id=claim_id, message_id=accepted.message_id), now=now)
+    evidence = Evidence(at=now, kind=ACCEPTANCE, claim_id=claim_id, message_id=accepted.message_id, detail=detail)
+    noted = note(record, evidence, now=now)
     if state is record.state:
         return noted
     return _proved(replace(noted, lease_until=None, ready_at=None, started_at=None))
+
+
+def resolve(  # noqa: PLR0913 - as above
+    record: Record, resolution: Resolution, *, claim_id: str, by: str, now: float, rules: Rules
+) -> Record | None:
+    """Decide about a key that no worker may decide about; None where that is not allowed. `by` goes into the record.
+
+    A key that is to be sent keeps its frozen email; without one, the next message under the key brings it.
+    """
+    state = RESOLVE.get((standing(record, now, rules), resolution))
+    if state is None:
+        return None
+    evidence = Evidence(at=now, kind=resolution.value, claim_id=claim_id, detail=by)
+    resolved = replace(
+        note(record, evidence, now=now),
+        state=state,
+        claim_id=claim_id,
+        lease_until=None,
+        started_at=None,
+        ready_at=None,
+    )
+    if state is State.DROPPED:
+        return replace(resolved, unsure_since=_unsure_since(record), reason=f"given up {by}")
+    return replace(
+        resolved,
+        unsure_since=None,
+        ready_at=now,
+        opened_at=now,
+        reason=None,
+        fingerprint=record.fingerprint if record.body is not None else None,
+        generation=record.generation + (resolution is Resolution.REOPEN),
+    )
 
 
 def note(record: Record, evidence: Evidence, *, now: float) -> Record:

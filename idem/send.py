@@ -5,23 +5,22 @@ What is returned is durable; whatever is raised means that nothing is known to b
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-import msgspec
-
+from idem import bulk
+from idem.bulk import Bulk, Group, Part, Ready
 from idem.clock import Clock, Deadline
-from idem.email import Email
+from idem.email import Email, fingerprint
 from idem.errors import BodyTooLarge, EmailError, InvalidKey, JobError
-from idem.keys import provider_key, sub_key, take_explicit
+from idem.keys import provider_key, take_explicit
 from idem.ledger import Claim, Ledger, Lost
 from idem.outcome import NotSent, Outcome, Rejected
 from idem.privacy import redact
-from idem.protocol import Conflict, Intent, Record, State
-from idem.providers.base import Provider
+from idem.protocol import Conflict, InDoubt, Intent, Record, State
+from idem.providers.base import KeyedBatches, KeyedRequests, Provider
 
 _log = logging.getLogger("idem.send")
 
@@ -39,28 +38,31 @@ class Point(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """A message that carries its email."""
-
-    key: str
-    email: Email
-
-
-@dataclass(frozen=True, slots=True)
 class Render:
     """A message that names the job which builds its emails; `build` runs in the worker, once per claim."""
 
     key: str
     job: str
     build: Callable[[], Email | Sequence[Email] | None]
+    in_doubt: InDoubt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """A message that names a key, whose email the ledger holds."""
+
+    key: str
+
+
+Source = Ready | Render | Resume | Bulk
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Durable: the message may be acknowledged. `emails` are those of a job that built several, to be sent yet."""
+    """Durable: the message may be acknowledged. `emails` are those of a list, to be sent yet."""
 
     record: Record
-    emails: tuple[Ready, ...] = ()
+    emails: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +81,21 @@ class Refused:
     record: Record
 
 
-Result = Ended | Later | Refused
+@dataclass(frozen=True, slots=True)
+class Empty:
+    """The message names a key whose email the ledger does not hold: there is nothing to send."""
+
+
+Result = Ended | Later | Refused | Empty
 
 
 class Sender:
-    """Sends through one provider, by one ledger, for one namespace of keys. Safe to share between threads."""
+    """Sends by one ledger, for one namespace of keys. Safe to share between threads.
+
+    `provider` is the first choice. An attempt goes through the provider that its record names: where that is neither
+    this one nor one of `others`, nothing is sent. `heed` is told the provider, the provider key and the outcome of each
+    call, before it is settled: it must neither raise nor wait.
+    """
 
     def __init__(  # noqa: PLR0913 - each is one thing that a test or a deployment decides
         self,
@@ -93,40 +105,96 @@ class Sender:
         clock: Clock,
         http_timeout_seconds: float,
         namespace: str,
+        others: Sequence[Provider] = (),
         reach: Callable[[Point], None] = lambda _: None,
+        heed: Callable[[str, str, Outcome], None] = lambda _provider, _key, _outcome: None,
     ) -> None:
         self._ledger = ledger
         self._provider = provider
+        self._providers: Mapping[str, Provider] = {each.contract.name: each for each in (*others, provider)}
         self._clock = clock
         self._http_timeout_seconds = http_timeout_seconds
         self._namespace = namespace
         self._reach = reach
+        self._heed = heed
 
-    def send(self, source: Ready | Render) -> Result:
+    def send(self, source: Source | Group) -> Result:
         """Take one message as far as it goes now. Raises `LedgerError` when the ledger cannot say."""
+        if isinstance(source, Group):
+            return self._send_group(source)
+        claim = self._claim(source)
+        if not isinstance(claim, Claim):
+            return claim
+        attempt = self._email(source, claim)
+        if not isinstance(attempt, _Attempt):
+            return self._result(attempt)
+        outcome = self._call(attempt)
+        return self._settle(attempt.claim, outcome)
+
+    def _send_group(self, group: Group) -> Result:
+        """Emails with keys of their own, in one request: each is claimed and settled by itself."""
+        results: list[Result] = []
+        attempts: list[_Attempt] = []
+        batched = bulk.takes_each(self._provider)
+        for ready in group.emails:
+            claim = self._claim(ready, batched=batched)
+            if isinstance(claim, Claim):
+                attempts.append(_Attempt(claim, (ready.email,)))
+            else:
+                results.append(claim)
+        outcomes = self._call_each(attempts)
+        results += [self._settle(one.claim, outcome) for one, outcome in zip(attempts, outcomes, strict=True)]
+        return _joined(results)
+
+    def _claim(self, source: Source, *, batched: bool = False) -> Claim | Result:
         self._reach(Point.BEFORE_CLAIM)
-        claim = self._ledger.claim(_intent(source))
+        intent = self._intent(source)
+        if intent is None:
+            return Empty()
+        claim = self._ledger.claim(replace(intent, batched=batched))
         if isinstance(claim, Conflict):
-            self._ledger.note_conflict(claim.record, _intent(source).fingerprint)
+            self._ledger.note_conflict(claim.record, intent.fingerprint)
             return Refused(claim.record)
         if not isinstance(claim, Claim):
             return self._result(claim.record)
         self._reach(Point.CLAIMED)
-        rendered = self._email(source, claim)
-        if not isinstance(rendered, _Attempt):
-            return self._result(rendered)
-        outcome = self._call(rendered.claim, rendered.email)
-        self._reach(Point.ANSWERED)
-        settled = self._ledger.settle(rendered.claim, outcome)
+        return claim
+
+    def _settle(self, claim: Claim, outcome: Outcome) -> Result:
+        settled = self._ledger.settle(claim, outcome)
         self._reach(Point.SETTLED)
         return self._result(settled, outcome)
 
-    def _email(self, source: Ready | Render, claim: Claim) -> _Attempt | Record | Lost:
+    def _intent(self, source: Source) -> Intent | None:
+        """What the message asks for; None when it names a key whose email is nowhere."""
+        match source:
+            case Ready(key=key, email=email, in_doubt=in_doubt):
+                body = email.canonical()
+                return Intent(key, fingerprint=fingerprint(body), body=body, in_doubt=in_doubt)
+            case Bulk(key=key, emails=emails, in_doubt=in_doubt):
+                body, split = bulk.encode(emails), not bulk.takes(self._provider, emails)
+                return Intent(key, fingerprint=fingerprint(body), body=body, in_doubt=in_doubt, split=split)
+            case Render(key=key, job=job, in_doubt=in_doubt):
+                return Intent(key, job=job, in_doubt=in_doubt)
+            case Resume(key=key):
+                record = self._ledger.read(key)
+                if record is None or (record.body is None and not record.ended):
+                    return None
+                return Intent(key, fingerprint=record.fingerprint, job=record.job)
+
+    def _email(self, source: Source, claim: Claim) -> _Attempt | Record | Lost:
         """The email of this attempt: the message's, the frozen one, or one that is built and frozen now."""
         if isinstance(source, Ready):
-            return _Attempt(claim, source.email)
+            return _Attempt(claim, (source.email,))
+        if isinstance(source, Bulk):
+            return self._range(claim, source.emails)
         if claim.record.body is not None:
             return self._thaw(claim, claim.record.body)
+        if isinstance(source, Resume):
+            return self._ledger.settle(claim, NotSent("the ledger does not hold its email any more"))
+        return self._render(source, claim)
+
+    def _render(self, source: Render, claim: Claim) -> _Attempt | Record | Lost:
         built = _build(source)
         self._reach(Point.RENDERED)
         if isinstance(built, NotSent | Rejected):
@@ -142,38 +210,112 @@ class Sender:
             if explicit in {None, key}:
                 frozen = self._ledger.freeze(claim, email.canonical(), email.fingerprint())
                 self._reach(Point.FROZEN)
-                return frozen if isinstance(frozen, Lost) else _Attempt(frozen, email)
+                return frozen if isinstance(frozen, Lost) else _Attempt(frozen, (email,))
         emails = [built] if isinstance(built, Email) else built
-        body = msgspec.json.encode([email.as_dict() for email in emails], order="sorted")
-        return self._ledger.split(claim, body, hashlib.sha256(body).hexdigest())
+        return self._split(claim, emails)
+
+    def _split(self, claim: Claim, emails: Sequence[Email]) -> Record | Lost:
+        body = bulk.encode(emails)
+        return self._ledger.split(claim, body, fingerprint(body), bulk.cut_for(self._provider, emails))
+
+    def _range(self, claim: Claim, emails: tuple[Email, ...]) -> _Attempt | Record | Lost:
+        """A bulk's emails in one request, or split, as its claim says."""
+        if claim.record.state is not State.RENDERING:
+            return _Attempt(claim, emails)
+        try:
+            return self._split(claim, emails)
+        except BodyTooLarge as error:
+            return self._ledger.settle(claim, Rejected(str(error)))
 
     def _thaw(self, claim: Claim, body: bytes) -> _Attempt | Record | Lost:
         try:
-            return _Attempt(claim, Email.from_canonical(body))
+            return _Attempt(claim, bulk.decode(body))
         except EmailError as error:
             return self._ledger.settle(claim, Rejected(f"the frozen email is refused by this version: {error}"))
 
-    def _call(self, claim: Claim, email: Email) -> Outcome:
+    def _call(self, attempt: _Attempt) -> Outcome:
         """One attempt, if it can end well before the lease does; the HTTP client looks again at every write.
 
         The deadline is set before the lease is looked at: however long this process pauses in between or afterwards,
         what is then left of the deadline ends before the lease that was found long enough.
         """
         deadline = Deadline.after(self._clock, self._http_timeout_seconds)
-        try:
-            self._provider.check(email)
-        except EmailError as error:
-            return Rejected(str(error))
-        if claim.lease.left() <= self._http_timeout_seconds:
-            return NotSent("too little of the lease was left for a request")
+        obstacle = self._obstacle(attempt)
+        if obstacle is not None:
+            return obstacle
+        provider, key = self._providers[attempt.claim.record.provider], self._derived(attempt)
+        if attempt.claim.record.batched:
+            return self._call_batch(provider, [attempt], deadline)[0]
         self._reach(Point.BEFORE_CALL)
-        key = provider_key(self._namespace, claim.record.key, claim.record.generation)
-        return self._provider.send(email, key, deadline)
+        if len(attempt.emails) > 1:
+            outcome = self._call_whole(attempt, provider, key, deadline)
+        else:
+            outcome = provider.send(attempt.emails[0], key, deadline)
+        self._heed(provider.contract.name, key, outcome)
+        self._reach(Point.ANSWERED)
+        return outcome
+
+    def _obstacle(self, attempt: _Attempt) -> NotSent | Rejected | None:
+        """Why there can be no attempt now."""
+        provider = self._providers[attempt.claim.record.provider]
+        try:
+            for email in attempt.emails:
+                provider.check(email)
+        except EmailError as error:
+            # What the second choice cannot express, the first one can.
+            return Rejected(str(error)) if provider is self._provider else NotSent(str(error))
+        if attempt.claim.lease.left() <= self._http_timeout_seconds:
+            return NotSent("too little of the lease was left for a request")
+        return None
+
+    def _call_whole(self, attempt: _Attempt, provider: Provider, key: str, deadline: Deadline) -> Outcome:
+        """Several emails under one key. Once accepted, each gets its record before the request is settled.
+
+        A crash in between leaves the request unsure: it is replayed, and what is missing is written then.
+        """
+        if not (isinstance(provider, KeyedRequests) and bulk.takes(provider, attempt.emails)):
+            return NotSent(f"{provider.contract.title} takes no several emails in one request")
+        batched = provider.send_all(attempt.emails, key, deadline)
+        self._reach(Point.ANSWERED)
+        members = Bulk(attempt.claim.record.key, attempt.emails).members()
+        for (member, email), outcome in zip(members, batched.each, strict=bool(batched.each)):
+            self._ledger.adopt(attempt.claim, member, email.fingerprint(), outcome)
+        return batched.whole
+
+    def _call_each(self, attempts: Sequence[_Attempt]) -> Sequence[Outcome]:
+        """All that may go in one request do; the others by themselves, or not at all."""
+        deadline = Deadline.after(self._clock, self._http_timeout_seconds)
+        outcomes: dict[str, Outcome] = {}
+        together: list[_Attempt] = []
+        for attempt in attempts:
+            obstacle = self._obstacle(attempt)
+            record = attempt.claim.record
+            if obstacle is not None:
+                outcomes[record.key] = obstacle
+            elif record.batched and record.provider == self._provider.contract.name:
+                together.append(attempt)
+        if together:
+            answers = self._call_batch(self._provider, together, deadline)
+            outcomes |= {one.claim.record.key: answer for one, answer in zip(together, answers, strict=True)}
+        return [outcomes.get(one.claim.record.key) or self._call(one) for one in attempts]
+
+    def _call_batch(self, provider: Provider, attempts: Sequence[_Attempt], deadline: Deadline) -> Sequence[Outcome]:
+        if not (isinstance(provider, KeyedBatches) and bulk.takes_each(provider)):
+            return [NotSent(f"{provider.contract.title} takes no several emails in one request")] * len(attempts)
+        self._reach(Point.BEFORE_CALL)
+        pairs = [(attempt.emails[0], self._derived(attempt)) for attempt in attempts]
+        answers = provider.send_each(pairs, deadline)
+        self._heed(provider.contract.name, pairs[0][1], answers[0])
+        self._reach(Point.ANSWERED)
+        return answers
+
+    def _derived(self, attempt: _Attempt) -> str:
+        return provider_key(self._namespace, attempt.claim.record.key, attempt.claim.record.generation)
 
     def _result(self, known: Record | Lost, cause: Outcome | None = None) -> Result:
         record = known.record if isinstance(known, Lost) else known
         if record.state is State.SPLIT:
-            return Ended(record, _split_emails(record))
+            return Ended(record, bulk.packed(self._provider, bulk.parts_of(record)))
         if record.ended:
             return Ended(record)
         until = record.ready_at if record.ready_at is not None else record.lease_until
@@ -182,14 +324,10 @@ class Sender:
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
+    """One email, or several that go out under one key."""
+
     claim: Claim
-    email: Email
-
-
-def _intent(source: Ready | Render) -> Intent:
-    if isinstance(source, Ready):
-        return Intent(source.key, fingerprint=source.email.fingerprint())
-    return Intent(source.key, job=source.job)
+    emails: tuple[Email, ...]
 
 
 def _build(source: Render) -> Email | Sequence[Email] | NotSent | Rejected:
@@ -216,10 +354,10 @@ def _build(source: Render) -> Email | Sequence[Email] | NotSent | Rejected:
     return built
 
 
-def _split_emails(record: Record) -> tuple[Ready, ...]:
-    """The emails of a list, each under its own key: the one in its `Idempotency-Key` header, else a sub-key."""
-    ready = []
-    for number, parts in enumerate(msgspec.json.decode(record.body or b"[]"), 1):
-        email, explicit = take_explicit(Email.from_dict(parts), None)
-        ready.append(Ready(explicit or sub_key(record.key, number), email))
-    return tuple(ready)
+def _joined(results: Sequence[Result]) -> Result:
+    """What became of a message with several keys: it comes again while one of them has not ended."""
+    waiting = [result for result in results if isinstance(result, Later)]
+    if waiting:
+        return max(waiting, key=lambda result: result.ready_at)
+    ended = [result for result in results if isinstance(result, Ended)]
+    return ended[0] if ended else results[0]

@@ -14,7 +14,7 @@ from idem.email import Email
 from idem.errors import LedgerUnavailable, UnsupportedEmail
 from idem.outcome import Accepted, Ground, NotSent, Outcome, Rejected, Unknown
 from idem.protocol import Record, State
-from idem.providers.base import Contract, Memory
+from idem.providers.base import USUAL, Contract, Key, Memory, Place, Reply
 from idem.stores.base import Store
 
 START = 1_700_000_000.0
@@ -75,12 +75,15 @@ class FakeProvider:
         return Contract(
             name="fake",
             title="Fake",
-            source="https://example.com",
+            sources=("https://example.com",),
             checked=date(2026, 1, 1),
             base_url="https://example.com",
             memory=Memory.NONE if self.window_seconds is None else Memory.REPLAYS,
-            window_seconds=self.window_seconds,
-            key_header="Idempotency-Key",
+            key=None
+            if self.window_seconds is None
+            else Key(place=Place.HEADER, name="Idempotency-Key", window_seconds=self.window_seconds),
+            table=USUAL,
+            reply=Reply(message_id=("id",)),
         )
 
     def check(self, email: Email) -> None:

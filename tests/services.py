@@ -31,7 +31,7 @@ from idem.stores.dynamodb import Connection, DynamoStore
 REGION = "us-east-1"
 
 #: What the emulators accept: anything. No test may find other credentials, or look for them on the network.
-_CREDENTIALS = {
+CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_EC2_METADATA_DISABLED": "true",
@@ -52,21 +52,23 @@ _DYNAMODB_LOCAL_SHA512 = "zX5eS7o+qw1uSAZ+EQwppmNLRs84Rt7Rgn7x5En9Jqb1gwe1bwXCa/
 _FAUXQS = "fauxqs@1.9.2"
 
 
-def connect(service: Literal["dynamodb", "s3"], endpoint: str, connections: int = 64) -> Connection:
+def connect(
+    service: Literal["dynamodb", "s3"], endpoint: str, connections: int = 64, *, signed: bool = False
+) -> Connection:
     """The connection that a worker would have, with credentials that are worth nothing."""
-    os.environ.update(_CREDENTIALS)
+    os.environ.update(CREDENTIALS)
     os.environ.pop("AWS_PROFILE", None)
-    return Connection(service, REGION, endpoint, connections=connections)
+    return Connection(service, REGION, endpoint, connections=connections, signed=signed)
 
 
 @functools.cache
-def _client(service: Literal["dynamodb", "s3"], endpoint: str) -> Any:
-    return connect(service, endpoint).client
+def _client(service: Literal["dynamodb", "s3"], endpoint: str, signed: bool) -> Any:  # noqa: FBT001 - called below
+    return connect(service, endpoint, signed=signed).client
 
 
-def share(service: Literal["dynamodb", "s3"], endpoint: str) -> Connection:
+def share(service: Literal["dynamodb", "s3"], endpoint: str, *, signed: bool = False) -> Connection:
     """A connection whose client all tests share: to make one takes longer than most tests do."""
-    return Connection(service, client=_client(service, endpoint))
+    return Connection(service, client=_client(service, endpoint, signed))
 
 
 @functools.cache
@@ -123,6 +125,15 @@ def fauxqs() -> str:
 
 
 @functools.cache
+def ministack_with_auth() -> str:
+    """Ministack that checks signatures and permissions: DynamoDB and IAM; its endpoint."""
+    _module("ministack")
+    port = _free_port()
+    environ = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "SERVICES": "dynamodb,iam", "IOT_MTLS_ENABLED": "0"}
+    return _start("ministack", [sys.executable, "-m", "ministack"], port, environ | {"AUTH": "true"})
+
+
+@functools.cache
 def moto() -> str:
     """Moto's server: DynamoDB and S3; its endpoint."""
     _module("moto")
@@ -132,7 +143,7 @@ def moto() -> str:
 
 def aws_environ(endpoint: str) -> dict[str, str]:
     """What a process needs to reach an emulator, and nothing else."""
-    return _CREDENTIALS | {"IDEM_AWS_ENDPOINT_URL": endpoint}
+    return CREDENTIALS | {"IDEM_AWS_ENDPOINT_URL": endpoint}
 
 
 def _missing(what: str) -> NoReturn:
@@ -200,7 +211,7 @@ def _start(name: str, command: Sequence[str], port: int, environ: Mapping[str, s
     descriptor, log = tempfile.mkstemp(prefix="idem-tests-", suffix=".log")
     server = subprocess.Popen(
         command,
-        env={**os.environ, **_CREDENTIALS, **(environ or {})},
+        env={**os.environ, **CREDENTIALS, **(environ or {})},
         stdin=subprocess.DEVNULL,
         stdout=descriptor,
         stderr=descriptor,

@@ -23,17 +23,36 @@ _MODULES = {
 #: What is true about one email needs nothing but the standard library and a codec.
 _CORE = {
     f"idem.{name}"
-    for name in ("address", "clock", "email", "errors", "keys", "mime", "outcome", "policy", "privacy", "protocol")
+    for name in (
+        "address",
+        "clock",
+        "email",
+        "errors",
+        "keys",
+        "mime",
+        "outcome",
+        "pace",
+        "policy",
+        "privacy",
+        "protocol",
+    )
 } | {name for name in _MODULES if name.startswith("idem.mime.")}
 
 #: Adapters, each folder with the modules that all of its files may share.
 _ADAPTERS = {
     "idem.stores": {"idem.stores.base", "idem.stores.codec"},
-    "idem.providers": {"idem.providers.base", "idem.providers.http"},
+    "idem.providers": {
+        f"idem.providers.{name}"
+        for name in ("api", "base", "http", "message", "reading", "relay", "sockets", "submission")
+    },
 }
 
 #: Drivers that an adapter brings; nothing else in `idem` may import one.
-_DRIVERS = {"idem.stores.dynamodb": {"boto3", "botocore"}, "idem.stores.redis": {"redis"}}
+_DRIVERS = {
+    "idem.providers.ses": {"boto3", "botocore"},
+    "idem.stores.dynamodb": {"boto3", "botocore"},
+    "idem.stores.redis": {"redis"},
+}
 
 #: The only places that know concrete classes.
 _WIRING = {"workers.wiring"}
@@ -42,9 +61,14 @@ _WIRING = {"workers.wiring"}
 _ENVIRONMENT = {"workers.settings"}
 
 
+#: The same provider through another client: its contract and its bytes are those of the adapter.
+_SAME = {"idem.providers.lettermint_sdk": "idem.providers.lettermint"}
+
+
 def _adapter(name: str) -> str:
     """The adapter that a module belongs to: `idem.stores.dynamodb.table` to `idem.stores.dynamodb`."""
-    return ".".join(name.split(".")[:3])
+    adapter = ".".join(name.split(".")[:3])
+    return _SAME.get(adapter, adapter)
 
 
 def _imports(name: str) -> Iterator[str]:

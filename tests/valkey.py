@@ -115,6 +115,59 @@ class Cluster:
         return b"cluster_state:ok" in info and b"cluster_known_nodes:3" in info
 
 
+class Sentinels:
+    """A primary that replicates to others, and one sentinel that puts another in its place when it is gone."""
+
+    def __init__(self, directory: Path, *options: str, replicas: int = 1) -> None:
+        # A new replica need not wait for others that might come.
+        options = (*options, "--repl-diskless-sync-delay", "0")
+        self.servers = [Server(directory / str(number), *options) for number in range(1 + replicas)]
+        self.port = free_port()
+        self._config = directory / "sentinel.conf"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The first address has no sentinel: a client passes it over."""
+        return f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{self.port}/jobs/0"
+
+    def start(self) -> None:
+        for server in self.servers:
+            server.start()
+        primary, *replicas = self.servers
+        for replica in replicas:
+            with replica.client() as client:
+                client.replicaof("127.0.0.1", str(primary.port))
+        with primary.client() as client:
+            wait_for(lambda: _synced(client) == len(replicas))
+        self._watch(primary)
+
+    def _watch(self, primary: Server) -> None:
+        lines = [f"port {self.port}", "bind 127.0.0.1", f"sentinel monitor jobs 127.0.0.1 {primary.port} 1"]
+        lines += ["sentinel down-after-milliseconds jobs 400", "sentinel failover-timeout jobs 2000"]
+        self._config.write_text("\n".join(lines) + "\n")
+        command = [str(get_binary_path()), str(self._config), "--sentinel"]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(lambda: self._knows(len(self.servers) - 1))
+
+    def _knows(self, replicas: int) -> bool:
+        with contextlib.suppress(redis.RedisError), redis.Redis(port=self.port, socket_timeout=5) as client:
+            return len(ask(client, "SENTINEL", "REPLICAS", "jobs")) == replicas
+        return False
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        for server in self.servers:
+            server.kill()
+
+
+def _synced(client: redis.Redis) -> int:
+    info: dict[str, Any] = client.info("replication")
+    return sum(isinstance(told, dict) and told.get("state") == "online" for told in info.values())
+
+
 def ask(client: redis.Redis, *words: str) -> Any:
     """The answer to a command that redis-py has no types for."""
     answer: Any = client.execute_command(*words)

@@ -9,20 +9,24 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dramatiq
 from dramatiq.middleware import CurrentMessage
 
+from idem.bulk import Group
 from idem.clock import Clock
 from idem.email import Email
 from idem.errors import BrokerError, EmailError, InvalidKey, JobError, LedgerError
+from idem.gate import Gate
+from idem.ledger import Ledger
 from idem.outcome import NotSent
 from idem.policy import Policy
 from idem.protocol import Record
-from idem.send import Ended, Later, Ready, Refused, Render, Result, Sender
+from idem.send import Empty, Ended, Later, Refused, Render, Result, Sender
 from workers.brokers.base import Acknowledge, Bury, Disposition, JobBroker, Retry, dispose
-from workers.jobs import ACTOR, QUEUE, email_message, read_job
+from workers.jobs import ACTOR, QUEUE, Asked, Call, part_message, read_message
 
 _log = logging.getLogger("idem.worker")
 
@@ -32,10 +36,20 @@ JobFunction = Callable[..., Email | Sequence[Email] | None]
 class Performer:
     """Performs messages: finds the job, hands it to the sender, and says what becomes of the message."""
 
-    def __init__(
-        self, sender: Sender, broker: JobBroker, functions: Mapping[str, JobFunction], *, policy: Policy, clock: Clock
+    def __init__(  # noqa: PLR0913 - the parts of a worker process
+        self,
+        sender: Sender,
+        broker: JobBroker,
+        functions: Mapping[str, JobFunction],
+        *,
+        ledger: Ledger,
+        gate: Gate,
+        policy: Policy,
+        clock: Clock,
     ) -> None:
         self._sender = sender
+        self._ledger = ledger
+        self._gate = gate
         self._broker = broker
         self._functions = functions
         self._policy = policy
@@ -47,36 +61,78 @@ class Performer:
     def perform(self, message: dramatiq.Message[None], payload: Mapping[str, Any]) -> Disposition:
         """Take the message as far as it goes now."""
         try:
-            key, job, email = read_job(payload, message.message_id)
+            asked = read_message(payload, message.message_id)
         except (JobError, EmailError, InvalidKey) as error:
             _log.error("message %s is buried: %s", message.message_id, error)
             return Bury(str(error))
-        if job.job is not None and job.job not in self._functions:
-            return self._unknown_job(message, job.job)
+        if isinstance(asked, Call) and asked.job not in self._functions:
+            return self._unknown_job(message, asked.job)
+        key = asked.emails[0].key if isinstance(asked, Group) else asked.key
         try:
-            return self._dispose(key, self._sender.send(self._source(key, job, email)))
+            remembered = self._remembered(message, asked)
+            if remembered is None:
+                _log.error("key %s: its message is older than the ledger remembers; it is buried", key)
+                return Bury("it is older than the ledger remembers and may have been sent: enqueue it under a new key")
+            wait = self._gate.enter()
+            if wait and (wait := self._shortened(key, wait)) > 0:
+                return Retry(wait, tried=False)
+            source = self._render(remembered) if isinstance(remembered, Call) else remembered
+            return self._dispose(message, key, self._sender.send(source))
         except (LedgerError, BrokerError) as error:
             _log.error("key %s: %s; the job stays in the queue", key, error)
             return Retry(self._pause(message))
+        finally:
+            self._gate.leave()
 
-    def _source(self, key: str, job: Any, email: Email | None) -> Ready | Render:
-        if email is not None:
-            return Ready(key, email)
-        function = self._functions[job.job]
-        return Render(key, job.job, lambda: function(*job.args, **job.kwargs))
+    def stop(self) -> None:
+        """Let go of the threads that wait for a turn: the process is to stop."""
+        self._gate.stop()
 
-    def _dispose(self, key: str, result: Result) -> Disposition:
+    def _shortened(self, key: str, wait: float) -> float:
+        """A closed gate does not outlast the window of a key in doubt: its last replay goes through, and may settle it.
+
+        So does what is for another provider. Decided here, as the gate knows no records; reading one costs no claim.
+        """
+        due = self._ledger.passes_at(key)
+        return wait if due is None else min(wait, due - self._clock.now())
+
+    def _render(self, call: Call) -> Render:
+        function = self._functions[call.job]
+        return Render(call.key, call.job, lambda: function(*call.args, **call.kwargs), call.in_doubt)
+
+    def _remembered(self, message: dramatiq.Message[None], asked: Asked) -> Asked | None:
+        """What of a message may be sent: not what the record may be gone of, or may go while we look.
+
+        What is live is never forgotten, however old; nothing else is claimed any more.
+        """
+        if not self._policy.forgets(message.message_timestamp / 1000, self._clock.now()):
+            return asked
+        if isinstance(asked, Group):
+            live = tuple(ready for ready in asked.emails if self._is_live(ready.key))
+            return Group(live) if live else None
+        return asked if self._is_live(asked.key) else None
+
+    def _is_live(self, key: str) -> bool:
+        record = self._ledger.read(key)
+        return record is not None and not record.ended
+
+    def _dispose(self, message: dramatiq.Message[None], key: str, result: Result) -> Disposition:
         match result:
             case Refused():
                 _log.error("key %s already stands for another email; this one is buried", key)
                 return Bury("its key already stands for another email or job")
+            case Empty():
+                _log.error("key %s: the ledger does not hold its email; the message is buried", key)
+                return Bury("the ledger does not hold the email of its key")
             case Later(ready_at=ready_at, record=record, cause=cause):
                 self._report_later(key, record, cause)
                 return Retry(max(0.0, ready_at - self._clock.now()))
-            case Ended(record=record, emails=emails):
+            case Ended(record=record, emails=parts):
                 # Before the acknowledgement, so that a crash in between repeats some and loses none.
-                for ready in emails:
-                    self._broker.enqueue(email_message(ready.email, ready.key)[0])
+                for part in parts:
+                    made = part_message(part)
+                    # As old as the job: a redelivery of it must not make its emails look new to `Policy.forgets`.
+                    self._broker.enqueue(replace(made, message_timestamp=message.message_timestamp))
                 _log.info("key %s is %s%s", key, record.state, f" ({record.reason})" if record.reason else "")
                 return Acknowledge()
 

@@ -20,6 +20,7 @@ import dramatiq
 from idem.errors import BrokerUnavailable, IdemError
 from workers.app import App
 from workers.telemetry import describe_error
+from workers.upkeep import looking_after
 
 _log = logging.getLogger("idem.worker")
 
@@ -40,7 +41,7 @@ def work(app: App, *, threads: int, until_empty: bool) -> int:
     app.ledger.check()
     app.broker.check()
     worker = dramatiq.Worker(app.broker, worker_threads=threads, worker_timeout=_IDLE_MS)
-    with _stop_signals() as stop:
+    with _stop_signals() as stop, looking_after(app):
         worker.start()
         try:
             while not stop.wait(_LOOK_SECONDS):
@@ -50,6 +51,7 @@ def work(app: App, *, threads: int, until_empty: bool) -> int:
                     return 0
             return 0
         finally:
+            performer.stop()
             worker.stop(timeout=int(app.settings.shutdown_seconds * 1000))
 
 

@@ -17,14 +17,23 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from idem.errors import SettingsError
+from idem.policy import Durations
+from idem.protocol import InDoubt
 
 _PREFIX = "IDEM_"
-_PROVIDER_SETTING = re.compile(r"IDEM_(?P<provider>[A-Z0-9]+)_(?P<part>TOKEN|BASE_URL)")
+_PROVIDER_SETTING = re.compile(r"IDEM_(?P<provider>[A-Z0-9_]+?)_(?P<part>TOKEN|BASE_URL)")
 _URL_PASSWORD = re.compile(r"(?<=://).*@", re.DOTALL)
 _ENV_LINE = re.compile(r"(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?P<value>.*)")
 
-#: The providers that have an adapter; each takes `IDEM_<PROVIDER>_TOKEN` and `IDEM_<PROVIDER>_BASE_URL`.
-PROVIDERS = ("lettermint",)
+#: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SetQueueAttributes.html
+_SQS_SECONDS = 14 * 86_400.0
+
+#: The providers that have an adapter, by the names of their modules; each takes `IDEM_<PROVIDER>_TOKEN` and
+#: `IDEM_<PROVIDER>_BASE_URL`.
+PROVIDERS = (
+    "lettermint", "getmailer", "nuntly", "resend", "postmark", "ses", "sendgrid", "mailgun", "brevo",
+    "lettermint_smtp", "resend_smtp", "smtp",
+)  # fmt: skip
 
 
 class Secret:
@@ -84,6 +93,15 @@ class Settings:
     provider: str = _setting(
         "lettermint", "PROVIDER", "who sends the emails: " + ", ".join(f"`{p}`" for p in PROVIDERS)
     )
+    fallback_provider: str | None = _setting(
+        None, "FALLBACK_PROVIDER", "who sends an email that the provider definitely did not accept"
+    )
+    in_doubt: str = _setting(
+        "hold",
+        "IN_DOUBT",
+        "what becomes of an email in doubt when nothing can be found out, where its job says nothing: `hold` it for a "
+        "person, `resend` it, or `drop` it",
+    )
     namespace: str = _setting("default", "NAMESPACE", "keeps the keys of two applications apart")
     lease_seconds: float = _setting(60.0, "LEASE_SECONDS", "how long a worker may hold a claim")
     http_timeout_seconds: float = _setting(
@@ -98,8 +116,24 @@ class Settings:
     backoff_seconds: float = _setting(
         1.0, "BACKOFF_SECONDS", "the first pause before a retry; it doubles, up to 15 min"
     )
+    evidence_seconds: float = _setting(
+        900.0, "EVIDENCE_SECONDS", "how long `resend` and `drop` wait for a look-up or a provider's event to tell"
+    )
+    reconcile_seconds: float = _setting(
+        60.0, "RECONCILE_SECONDS", "how often each worker looks after what is in doubt or was forgotten"
+    )
     give_up_seconds: float = _setting(
         86_400.0, "GIVE_UP_SECONDS", "after how long an email that was never sent ends as rejected"
+    )
+    rate_per_second: float | None = _setting(
+        None,
+        "RATE_PER_SECOND",
+        "emails a second that all workers together send; by default what the provider documents, else no limit",
+    )
+    rate_burst: float | None = _setting(
+        None,
+        "RATE_BURST",
+        "emails that may go at once under the rate, at least 2; by default those of a quarter second",
     )
     shutdown_seconds: float = _setting(
         30.0, "SHUTDOWN_SECONDS", "how long a stopping worker may finish what it began; longer than the HTTP timeout"
@@ -107,14 +141,29 @@ class Settings:
     credentials: Mapping[str, Credentials] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_order("HTTP timeout", self.http_timeout_seconds, "<", "lease", self.lease_seconds)
-        _check_order("lease", self.lease_seconds, "<=", "visibility", self.visibility_seconds)
-        _check_order("HTTP timeout", self.http_timeout_seconds, "<", "shutdown", self.shutdown_seconds)
-        _check_order("give up", self.give_up_seconds, "<", "retention", self.retention_seconds)
+        self.durations().check()
+        if self.rate_burst is not None and self.rate_burst < 2:  # noqa: PLR2004 - see idem.pace.Rate
+            raise SettingsError(f"IDEM_RATE_BURST is {self.rate_burst:g}: it must be at least 2")
 
     def __repr__(self) -> str:
         shown = (f"{item.name}={getattr(self, item.name)!r}" for item in fields(self))
         return f"Settings({', '.join(_URL_PASSWORD.sub('***@', text) for text in shown)})"
+
+    def durations(self, window_seconds: float | None = None) -> Durations:
+        """All durations, with the window of the provider once it is known; where nothing is forgotten, no retention."""
+        # SQS keeps no message for longer, whatever its queues are set to; the other brokers keep it until it is done.
+        kept = _SQS_SECONDS if self.broker_url.startswith("sqs://") else None
+        return Durations(
+            http_timeout_seconds=self.http_timeout_seconds,
+            lease_seconds=self.lease_seconds,
+            visibility_seconds=self.visibility_seconds,
+            shutdown_seconds=self.shutdown_seconds,
+            give_up_seconds=self.give_up_seconds,
+            window_seconds=window_seconds,
+            retention_seconds=None if self.ledger_url.startswith("sqlite:") else self.retention_seconds,
+            queue_seconds=kept,
+            dead_letter_seconds=kept,
+        )
 
     @property
     def shown_ledger_url(self) -> str:
@@ -237,7 +286,30 @@ def _parse_url(name: str, value: str) -> str:
     return value
 
 
-_PARSERS: Mapping[str, Callable[[str, str], str]] = {"provider": _parse_provider, "aws_endpoint_url": _parse_url}
+def _parse_in_doubt(name: str, value: str) -> str:
+    if value not in set(InDoubt):
+        raise SettingsError(f"{name} must be one of {', '.join(InDoubt)}")
+    return value
+
+
+def _parse_number(name: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 < number < float("inf"):
+        raise SettingsError(f"{name} is not a number above 0")
+    return number
+
+
+_PARSERS: Mapping[str, Callable[[str, str], str | float]] = {
+    "provider": _parse_provider,
+    "fallback_provider": _parse_provider,
+    "in_doubt": _parse_in_doubt,
+    "aws_endpoint_url": _parse_url,
+    "rate_per_second": _parse_number,
+    "rate_burst": _parse_number,
+}
 
 
 def _credentials(values: Mapping[str, tuple[str, str]]) -> dict[str, Credentials]:
@@ -257,16 +329,8 @@ def _credentials(values: Mapping[str, tuple[str, str]]) -> dict[str, Credentials
 def _check_base_url(name: str, value: str) -> None:
     try:
         parts = urlsplit(value)
-        valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        valid = parts.scheme in {"http", "https", "smtp", "smtps"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         valid = False
     if not valid or not all("!" <= char <= "~" for char in value) or {"?", "#", "@"} & set(value):
         raise SettingsError(f"{name} is not a base URL such as https://api.example.com/v1")
-
-
-def _check_order(name: str, value: float, sign: str, other: str, bound: float) -> None:
-    if not (value < bound if sign == "<" else value <= bound):
-        settings = f"IDEM_{name.upper().replace(' ', '_')}_SECONDS", f"IDEM_{other.upper()}_SECONDS"
-        raise SettingsError(
-            f"the {name} ({value:g} s) must be {sign} the {other} ({bound:g} s): set {settings[0]} or {settings[1]}"
-        )

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from idem.clock import Clock, SystemClock
 from idem.email import Email
 from idem.errors import MissingExtra, SettingsError
+from idem.gate import Gate
 from idem.ledger import Ledger
+from idem.pace import Rate
 from idem.policy import Policy
-from idem.providers.base import Contract, Provider
+from idem.protocol import InDoubt
+from idem.providers.base import Contract, Prepared, Provider
+from idem.reconcile import Patience, Reconciler
 from idem.send import Point, Sender
-from idem.stores.base import Store
+from idem.stores.base import Cells, Store
 from idem.stores.sqlite import SqliteStore
 from workers.settings import Settings
 
 if TYPE_CHECKING:
-    from idem.providers.lettermint import Lettermint
     from workers.brokers.redis import RedisBroker
     from workers.brokers.sqs import SqsBroker
 
@@ -26,19 +30,22 @@ if TYPE_CHECKING:
     AnyBroker = RedisBroker | SqsBroker
 
 
-def _adapter(name: str) -> type[Lettermint]:
-    """The adapter of a provider; imported when it is needed, as it brings an HTTP client."""
-    from idem.providers.lettermint import Lettermint  # noqa: PLC0415 - see above
+class LedgerStore(Store, Cells, Protocol):
+    """What every store is: records, and the cells beside them."""
 
-    return {"lettermint": Lettermint}[name]
+
+def _module(provider: str) -> Any:
+    """The module of a provider, which has its name; imported when it is needed, as it brings a client."""
+    return importlib.import_module(f"idem.providers.{provider}")
 
 
 def contract_of(provider: str) -> Contract:
     """What a provider documents."""
-    return _adapter(provider).contract
+    contract: Contract = _module(provider).CONTRACT
+    return contract
 
 
-def open_store(settings: Settings) -> Store:
+def open_store(settings: Settings) -> LedgerStore:
     """The store that `IDEM_LEDGER_URL` names; nothing is opened before it is used."""
     scheme, _, rest = settings.ledger_url.partition("://")
     match scheme:
@@ -55,7 +62,7 @@ def open_store(settings: Settings) -> Store:
             )
 
 
-def _dynamo_store(settings: Settings, place: str) -> Store:
+def _dynamo_store(settings: Settings, place: str) -> LedgerStore:
     region, _, table = place.partition("/")
     if not region or not table or "/" in table:
         raise SettingsError("IDEM_LEDGER_URL names no table: write dynamodb://REGION/TABLE")
@@ -65,7 +72,7 @@ def _dynamo_store(settings: Settings, place: str) -> Store:
         raise MissingExtra("dynamodb", "the ledger (IDEM_LEDGER_URL=dynamodb://...)") from error
     endpoint, bucket = settings.aws_endpoint_url, settings.bodies_bucket
     return DynamoStore(
-        Connection("dynamodb", region, endpoint),
+        Connection("dynamodb", region, endpoint, signed=True),
         table,
         namespace=settings.namespace,
         bucket=None if bucket is None else Bucket(Connection("s3", region, endpoint), bucket),
@@ -73,7 +80,7 @@ def _dynamo_store(settings: Settings, place: str) -> Store:
     )
 
 
-def _redis_store(settings: Settings) -> Store:
+def _redis_store(settings: Settings) -> LedgerStore:
     try:
         from idem.stores.redis import RedisStore, connector  # noqa: PLC0415 - an extra
     except ImportError as error:
@@ -91,46 +98,128 @@ def build_policy(settings: Settings) -> Policy:
             f"IDEM_WINDOW_SECONDS is {window:g}, but {settings.provider} remembers a key for "
             f"{documented or 0:g} s: a longer window would send twice"
         )
+    return _policy(settings, documented if window is None else window)
+
+
+def _policy(settings: Settings, window_seconds: float | None) -> Policy:
+    durations = settings.durations(window_seconds)
+    durations.check()
     return Policy(
         lease_seconds=settings.lease_seconds,
         http_timeout_seconds=settings.http_timeout_seconds,
-        window_seconds=documented if window is None else window,
+        window_seconds=durations.window_seconds,
+        memory_seconds=durations.memory_seconds,
         give_up_seconds=settings.give_up_seconds,
         backoff_seconds=settings.backoff_seconds,
     )
 
 
-def build_ledger(settings: Settings, clock: Clock | None = None) -> Ledger:
+def build_ledger(settings: Settings, store: Store, clock: Clock | None = None) -> Ledger:
     """The ledger of this application."""
     return Ledger(
-        open_store(settings), policy=build_policy(settings), provider=settings.provider, clock=clock or SystemClock()
+        store,
+        policy=build_policy(settings),
+        provider=settings.provider,
+        clock=clock or SystemClock(),
+        others={name: _policy(settings, contract_of(name).window_seconds) for name in _others(settings)},
+        fallback=settings.fallback_provider,
     )
 
 
-def build_provider(settings: Settings) -> Provider:
-    """The provider's adapter; `SettingsError` when it has no token."""
-    credentials = settings.credentials.get(settings.provider)
-    name = f"IDEM_{settings.provider.upper()}_TOKEN"
-    if credentials is None or not credentials.token.reveal():
-        raise SettingsError(f"{name} is not set: put the provider's API token there")
-    adapter = _adapter(settings.provider)
-    return adapter(credentials.token.reveal(), credentials.base_url or adapter.contract.base_url)
+def build_rate(settings: Settings) -> Rate | None:
+    """The rate that is set, else the documented one, else none; a quarter of a second's emails make a burst."""
+    per_second = settings.rate_per_second or contract_of(settings.provider).emails_per_second
+    if per_second is None:
+        return None
+    return Rate(per_second, settings.rate_burst or max(2.0, per_second / 4))
+
+
+def build_gate(settings: Settings, cells: Cells, clock: Clock | None = None) -> Gate:
+    """The gate in front of the first choice; a probe is waited for as long as its claim can last."""
+    return Gate(
+        cells,
+        settings.provider,
+        clock=clock or SystemClock(),
+        probe_seconds=settings.lease_seconds,
+        rate=build_rate(settings),
+    )
+
+
+def _others(settings: Settings) -> tuple[str, ...]:
+    """Providers beside the first choice that a worker can speak to: those with credentials, and the second choice.
+
+    An email that may have been accepted by one of them can then still be replayed or looked up there.
+    """
+    named = {*settings.credentials, *filter(None, [settings.fallback_provider])} - {settings.provider}
+    return tuple(sorted(named))
+
+
+def build_provider(settings: Settings, provider: str | None = None) -> Provider:
+    """A provider's adapter, by default that of the first choice; `SettingsError` when it has no token."""
+    name = provider or settings.provider
+    contract, credentials = contract_of(name), settings.credentials.get(name)
+    token = credentials.token.reveal() if credentials is not None else ""
+    if contract.needs_token and not token:
+        raise SettingsError(f"IDEM_{name.upper()}_TOKEN is not set: put the provider's API token there")
+    adapter = _connect(name, token, credentials.base_url if credentials is not None else None)
+    if isinstance(adapter, Prepared):
+        adapter.prepare()
+    return adapter
+
+
+def build_providers(settings: Settings) -> dict[str, Provider]:
+    """The adapters of the first choice and of all others."""
+    return {name: build_provider(settings, name) for name in (settings.provider, *_others(settings))}
+
+
+def _connect(provider: str, token: str, base_url: str | None) -> Provider:
+    contract = contract_of(provider)
+    if base_url is None and "{" in contract.base_url:
+        raise SettingsError(f"IDEM_{provider.upper()}_BASE_URL is not set: {contract.base_url}, with your own part")
+    adapter: Provider = _module(provider).connect(token, base_url or contract.base_url)
+    return adapter
 
 
 def check_with(settings: Settings) -> Callable[[Email], None]:
     """What raises `UnsupportedEmail` for the configured provider; needs no token."""
-    return _adapter(settings.provider)("unused").check
+    contract = contract_of(settings.provider)
+    token = "unused" if contract.needs_token else ""
+    adapter: Provider = _module(settings.provider).connect(token, contract.base_url)
+    return adapter.check
 
 
-def build_sender(settings: Settings, ledger: Ledger, clock: Clock, reach: Callable[[Point], None]) -> Sender:
+def build_sender(
+    settings: Settings, ledger: Ledger, clock: Clock, reach: Callable[[Point], None], gate: Gate
+) -> Sender:
     """The sender of a worker process."""
+    providers = build_providers(settings)
     return Sender(
         ledger,
-        build_provider(settings),
+        providers[settings.provider],
+        others=tuple(providers.values()),
         clock=clock,
         http_timeout_seconds=settings.http_timeout_seconds,
         namespace=settings.namespace,
         reach=reach,
+        heed=gate.heed,
+    )
+
+
+def build_reconciler(settings: Settings, ledger: Ledger, clock: Clock, resume: Callable[[str], None]) -> Reconciler:
+    """What finds out about emails in doubt."""
+    return Reconciler(
+        ledger,
+        build_providers(settings),
+        clock=clock,
+        namespace=settings.namespace,
+        patience=Patience.of(
+            lease=settings.lease_seconds,
+            http_timeout=settings.http_timeout_seconds,
+            evidence=settings.evidence_seconds,
+            visibility=settings.visibility_seconds,
+        ),
+        resume=resume,
+        in_doubt=InDoubt(settings.in_doubt),
     )
 
 
@@ -139,13 +228,14 @@ def build_broker(settings: Settings) -> AnyBroker:
     scheme, _, rest = settings.broker_url.partition("://")
     if scheme == "sqs" and rest:
         return _sqs_broker(settings, rest)
-    if scheme not in {"embedded", "redis", "rediss"} or not rest:
+    if scheme.partition("+")[0] not in {"embedded", "redis", "rediss"} or not rest:
         raise SettingsError(
             "IDEM_BROKER_URL names no broker: write embedded://DIR, redis://host:port/db or sqs://REGION/PREFIX"
         )
     try:
         from workers.brokers.embedded import EmbeddedBroker  # noqa: PLC0415 - an extra, imported when asked for
-        from workers.brokers.redis import RedisBroker, connect  # noqa: PLC0415 - the same
+        from workers.brokers.redis import RedisBroker  # noqa: PLC0415 - the same
+        from workers.brokers.servers import connect  # noqa: PLC0415 - the same
     except ImportError as error:
         raise MissingExtra("local" if scheme == "embedded" else "redis", "the broker") from error
     namespace, visibility_seconds = settings.namespace, settings.visibility_seconds

@@ -23,6 +23,7 @@ import msgspec
 
 from idem.clock import Deadline
 from idem.outcome import NotSent, Unknown
+from idem.providers.sockets import open_socket
 
 _MAX_RESPONSE_BYTES = 1024 * 1024
 _KEEPALIVE_SECONDS = 5.0
@@ -51,12 +52,16 @@ class Answer:
     headers: Mapping[str, str]
     body: bytes
 
-    def json_object(self) -> dict[str, Any]:
-        """The body as a JSON object; empty when it is anything else, as a proxy's error page is."""
+    def json(self) -> Any:
+        """The body as JSON; None when it is anything else, as a proxy's error page is."""
         try:
-            decoded = msgspec.json.decode(self.body)
+            return msgspec.json.decode(self.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return {}
+            return None
+
+    def json_object(self) -> dict[str, Any]:
+        """The body as a JSON object; empty when it is anything else."""
+        decoded = self.json()
         return decoded if isinstance(decoded, dict) else {}
 
     def retry_after(self) -> float | None:
@@ -95,10 +100,19 @@ class HttpClient:
 
     def post(self, url: str, headers: Mapping[str, str], body: bytes, deadline: Deadline) -> Answer | NoAnswer:
         """Make one request, the whole of it before `deadline`. Returns, whatever the network does."""
+        return self._exchange("POST", url, headers, body, deadline)
+
+    def get(self, url: str, headers: Mapping[str, str], deadline: Deadline) -> Answer | NoAnswer:
+        """Ask for something, the same way."""
+        return self._exchange("GET", url, headers, None, deadline)
+
+    def _exchange(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, deadline: Deadline
+    ) -> Answer | NoAnswer:
         wire, pool = self._connection()
         wire.begin(deadline)
         try:
-            with pool.stream("POST", url, headers=list(headers.items()), content=body) as response:
+            with pool.stream(method, url, headers=list(headers.items()), content=body) as response:
                 content = _read_limited(response)
         except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError) as error:
             return NoAnswer(wire.phase, _describe(error, wire.phase))
@@ -182,38 +196,12 @@ class _Backend(httpcore2.NetworkBackend):
         socket_options: Iterable[Any] | None = None,  # noqa: ARG002 - never asked for
     ) -> httpcore2.NetworkStream:
         try:
-            return _Stream(_open_socket(host, port, self._wire), self._wire)
+            connection = open_socket(host, port, lambda: self._wire.left(httpcore2.ConnectTimeout))
+            return _Stream(connection, self._wire)
         except TimeoutError as error:
             raise httpcore2.ConnectTimeout(str(error)) from error
         except (OSError, UnicodeError) as error:  # the latter for a host name that no resolver takes
             raise httpcore2.ConnectError(str(error)) from error
-
-
-def _open_socket(host: str, port: int, wire: _Wire) -> socket.socket:
-    """Try each address of the host in turn, each for its share of the time left.
-
-    `socket.create_connection` would give the whole of it to every one, several times the deadline in all.
-    """
-    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    failure = OSError("the host has no address")
-    for tried, (family, kind, protocol, _, address) in enumerate(addresses):
-        share = wire.left(httpcore2.ConnectTimeout) / (len(addresses) - tried)
-        try:
-            return _open_one(socket.socket(family, kind, protocol), address, share)
-        except OSError as error:
-            failure = error
-    raise failure
-
-
-def _open_one(connection: socket.socket, address: Any, seconds: float) -> socket.socket:
-    try:
-        connection.settimeout(seconds)
-        connection.connect(address)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 class _Stream(httpcore2.NetworkStream):

@@ -54,6 +54,26 @@ class Store(Protocol):
         ...
 
 
+class Cells(Protocol):
+    """Small values that all workers share, beside the records and never among them; one set of names per namespace.
+
+    Nothing that the promise rests on is in one: a store may lose them. Safe to share between threads. The methods raise
+    what `Store`'s raise.
+    """
+
+    def read_cell(self, name: str) -> bytes | None:
+        """The value as every other worker would see it now; None when there is none."""
+        ...
+
+    def swap_cell(self, name: str, old: bytes | None, new: bytes) -> bytes | None:
+        """Write `new` (at least a byte) if the value is `old` (None: if there is none).
+
+        Returns None when it was written, else the value that stood in its way (empty when there was none). A caller
+        whose values may repeat puts a version into them.
+        """
+        ...
+
+
 VANISHED = (
     "a record vanished from the ledger between two writes: it was restored or pruned while workers ran; "
     "stop them, and check the ledger before they go on"

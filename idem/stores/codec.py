@@ -41,7 +41,10 @@ def decode_record(data: bytes, body: bytes | None) -> Record:
         if version == RECORD_VERSION:
             return replace(_RECORD_DECODER.decode(data), body=body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise LedgerUnusable("a record in the ledger cannot be read: it is damaged; restore the ledger") from error
+        raise LedgerUnusable(
+            "a record in the ledger cannot be read: it is damaged, or in a state of a newer version; "
+            "restore the ledger, or upgrade the program"
+        ) from error
     raise LedgerUnusable(
         f"a record in the ledger has version {version}, this program knows {RECORD_VERSION}: "
         "upgrade the program before it works on this ledger"

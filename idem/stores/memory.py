@@ -16,6 +16,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._records: dict[str, Record] = {}
+        self._cells: dict[str, bytes] = {}
         self._lock = threading.Lock()
 
     def create(self) -> Sequence[str]:
@@ -53,6 +54,20 @@ class MemoryStore:
         with self._lock:
             counted = Counter(record.state for record in self._records.values())
         return {state: counted[state] for state in State}
+
+    def read_cell(self, name: str) -> bytes | None:
+        """See `Cells.read_cell`."""
+        with self._lock:
+            return self._cells.get(name)
+
+    def swap_cell(self, name: str, old: bytes | None, new: bytes) -> bytes | None:
+        """See `Cells.swap_cell`."""
+        with self._lock:
+            stored = self._cells.get(name)
+            if stored != old:
+                return stored or b""
+            self._cells[name] = new
+            return None
 
     def close(self) -> None:
         """See `Store.close`; there is nothing to let go of."""

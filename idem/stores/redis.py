@@ -56,10 +56,10 @@ _BATCH = 200
 #: States that no list is kept of, so that an email that was sent costs no entry; they are found by looking at all.
 _UNLISTED: Final = frozenset({State.SENT, State.SPLIT})
 
-#: States whose records expire. Safe, because whatever could ask for the key again is gone by then: retention is longer
-#: than a message can stay in the queue, among the dead letters and delayed, taken together (`doctor` checks it), nobody
-#: holds a claim on an ended record, and a swap that finds its record gone is refused, not taken for a new key. What is
-#: in doubt waits for a person, and what has not ended for a worker: neither ever expires.
+#: States whose records expire. Safe, because no message of that age is taken for new without a live record, however
+#: long it stayed in the queue or among the dead letters (`Policy.forgets`), nobody holds a claim on an ended record,
+#: and a swap that finds its record gone is refused, not taken for a new key. What is in doubt waits for a person, and
+#: what has not ended for a worker: neither ever expires.
 _EXPIRING: Final = ENDED - {State.IN_DOUBT}
 
 
@@ -131,6 +131,7 @@ class RedisStore:
         self._prefix = f"idem-ledger:{{{quote(namespace, safe='')}/"
         self._retention_ms = None if retention_seconds is None else max(1, int(retention_seconds * 1000))
         self._swap, self._drop = _Script("redis_swap.lua"), _Script("redis_drop.lua")
+        self._swap_cell = _Script("redis_cell.lua")
         self._lock = threading.Lock()
         self._open: Client | None = None
 
@@ -194,6 +195,17 @@ class RedisStore:
                 counts[_state(state)] += int(number)
         return {state: counts[state] for state in State}
 
+    def read_cell(self, name: str) -> bytes | None:
+        """See `Cells.read_cell`."""
+        with _translated():
+            (value,) = cast("list[bytes | None]", self._client().hmget(self._cell(name), ["value"]))
+        return value
+
+    def swap_cell(self, name: str, old: bytes | None, new: bytes) -> bytes | None:
+        """See `Cells.swap_cell`. One round trip."""
+        with _translated():
+            return cast("bytes | None", self._swap_cell.run(self._client(), [self._cell(name)], (old or b"", new)))
+
     def close(self) -> None:
         """See `Store.close`."""
         with self._lock:
@@ -240,6 +252,10 @@ class RedisStore:
 
     def _name(self, shard: int, *parts: str) -> str:
         return f"{self._prefix}{shard}}}:{':'.join(parts)}"
+
+    def _cell(self, name: str) -> str:
+        """A hash tag of its own, which no shard has: a number is a shard."""
+        return f"{self._prefix}cell/{quote(name, safe='')}}}:cell"
 
     def _expiry(self, state: State, shard: int) -> tuple[int | str, ...]:
         """Retention, and step and offset of the instants at which this shard's records expire: not with all others'."""

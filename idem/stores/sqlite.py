@@ -40,6 +40,16 @@ CREATE TABLE IF NOT EXISTS records (
 CREATE INDEX IF NOT EXISTS records_by_state ON records (namespace, state, updated_at);
 """
 
+# Apart, and in every file of this schema: a program that does not know of cells misreads nothing.
+_CELLS = """
+CREATE TABLE IF NOT EXISTS cells (
+    namespace TEXT NOT NULL,
+    name      TEXT NOT NULL,
+    value     BLOB NOT NULL,
+    PRIMARY KEY (namespace, name)
+) WITHOUT ROWID
+"""
+
 # Whose file it is. One statement, so that all three are of one instant, also while another process creates the tables.
 _IDENTITY = """
 SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema)
@@ -123,6 +133,25 @@ class SqliteStore:
             )
         return dict.fromkeys(State, 0) | {State(state): count for state, count in rows}
 
+    def read_cell(self, name: str) -> bytes | None:
+        """See `Cells.read_cell`."""
+        with self._connection() as connection:
+            row = connection.execute(
+                "SELECT value FROM cells WHERE namespace = ? AND name = ?", (self._namespace, name)
+            ).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def swap_cell(self, name: str, old: bytes | None, new: bytes) -> bytes | None:
+        """See `Cells.swap_cell`."""
+        insert = "INSERT INTO cells (value, namespace, name) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+        update = "UPDATE cells SET value = ? WHERE namespace = ? AND name = ? AND value = ?"
+        where = (new, self._namespace, name)
+        with self._connection() as connection:
+            written = connection.execute(insert, where) if old is None else connection.execute(update, (*where, old))
+            if written.rowcount == 1:
+                return None
+        return self.read_cell(name) or b""
+
     def close(self) -> None:
         """See `Store.close`."""
         with self._lock:
@@ -172,10 +201,11 @@ class SqliteStore:
         _turn_on_wal(connection)
         connection.execute("PRAGMA synchronous = FULL")
         if version == _SCHEMA_VERSION:
+            connection.execute(_CELLS)
             return
         # One transaction, so that a second process finds all of it or nothing.
         connection.executescript(
-            f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA application_id = {_APPLICATION_ID}; "
+            f"BEGIN IMMEDIATE; {_SCHEMA} {_CELLS}; PRAGMA application_id = {_APPLICATION_ID}; "
             f"PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;"
         )
 

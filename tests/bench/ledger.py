@@ -98,7 +98,7 @@ STEPS: dict[str, tuple[Callable[[Stage], None], Callable[[Stage], None]]] = {
 def measure_step(opened: Opened, step: str) -> tuple[int, int, float | None, float | None]:
     """Writes, reads, write units and read units of one step; a refused write is charged, too, and not reported."""
     before, run = STEPS[step]
-    stage = _set_stage(opened.store)
+    stage = _set_stage(opened.charged or opened.store)
     before(stage)
     stage.store.counted.clear()
     if opened.units is not None:
@@ -148,6 +148,8 @@ def main(arguments: Sequence[str]) -> None:
         opened = {name: STORES[name](stack) for name in options.stores}
         for store in opened.values():
             stack.callback(store.store.close)
+            if store.charged is not None:
+                stack.callback(store.charged.close)
         _print_steps(opened)
         _print_speeds(opened, options.seconds)
 
@@ -166,7 +168,7 @@ def _print_speeds(opened: dict[str, Opened], seconds: float) -> None:
     for (name, store), threads in itertools.product(opened.items(), _THREADS):
         measure_speed(store.store, threads, seconds / 4)
         rate, cost = measure_speed(store.store, threads, seconds)
-        if name == "dynamodb plain":
+        if name == "boto3 plain":
             plain[threads] = cost
         ratio = f"1/{plain[threads] / cost:.1f}" if threads in plain and name not in {"memory", "sqlite"} else ""
         _say(f"{name:20}{threads:8}{rate:10.0f}{cost:14.0f}{ratio:>10}")

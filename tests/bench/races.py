@@ -111,7 +111,7 @@ def race_all(
 def main(arguments: Sequence[str]) -> int:
     """Print the counts; status 1 when one is not 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", default="dynamodb grouped", choices=[name for name in STORES if name != "memory"])
+    parser.add_argument("--store", default="signed grouped", choices=[name for name in STORES if name != "memory"])
     parser.add_argument("--rounds", type=int, default=3_000)
     parser.add_argument("--racers", type=int, default=8, help="threads of each process")
     parser.add_argument("--processes", type=int, default=2)

@@ -14,7 +14,6 @@ from idem.stores.dynamodb import Connection, DynamoStore
 from idem.stores.memory import MemoryStore
 from idem.stores.sqlite import SqliteStore
 from tests import services
-from tests.bench.thin import ThinClient
 from tests.bench.units import Units
 from tests.valkey import DURABLE, Server
 
@@ -24,11 +23,12 @@ Opener = Callable[[ExitStack], "Opened"]
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A store, a way to a second handle on it in another process, and what it is charged for."""
+    """A store, a way to a second handle on it in another process, and a third handle whose charges are counted."""
 
     store: Store
     reopen: Callable[[], Store] | None = None
     units: Units | None = None
+    charged: Store | None = None
 
 
 def memory(_: ExitStack) -> Opened:
@@ -54,33 +54,25 @@ def _table() -> tuple[str, str]:
     return services.dynamodb_local(), f"bench-{uuid.uuid4().hex}"
 
 
-def dynamodb(*, grouped: bool) -> Opened:
+def dynamodb(*, grouped: bool, signed: bool) -> Opened:
     """A table of DynamoDB Local."""
     endpoint, table = _table()
 
     def reopen() -> DynamoStore:
-        return DynamoStore(services.connect("dynamodb", endpoint), table, grouped=grouped)
+        return DynamoStore(services.connect("dynamodb", endpoint, signed=signed), table, grouped=grouped)
 
-    connection = services.connect("dynamodb", endpoint)
-    store = DynamoStore(connection, table, grouped=grouped)
-    store.create()
-    return Opened(store, reopen, Units(connection.client))
-
-
-def dynamodb_thin(*, grouped: bool) -> Opened:
-    """The same, by a client that leaves boto3's work out: how much there is to gain."""
-    endpoint, table = _table()
-    DynamoStore(services.connect("dynamodb", endpoint), table).create()
-    client = ThinClient(endpoint, services.REGION, "test", "test")
-    return Opened(DynamoStore(Connection("dynamodb", client=client), table, grouped=grouped))
+    reopen().create()
+    units = Units(services.connect("dynamodb", endpoint, signed=signed).client)
+    counted = DynamoStore(Connection("dynamodb", client=units), table, grouped=grouped)
+    return Opened(reopen(), reopen, units, counted)
 
 
 STORES: dict[str, Opener] = {
     "memory": memory,
     "sqlite": sqlite,
     "redis": redis,
-    "dynamodb plain": lambda _: dynamodb(grouped=False),
-    "dynamodb grouped": lambda _: dynamodb(grouped=True),
-    "thin plain": lambda _: dynamodb_thin(grouped=False),
-    "thin grouped": lambda _: dynamodb_thin(grouped=True),
+    "boto3 plain": lambda _: dynamodb(grouped=False, signed=False),
+    "boto3 grouped": lambda _: dynamodb(grouped=True, signed=False),
+    "signed plain": lambda _: dynamodb(grouped=False, signed=True),
+    "signed grouped": lambda _: dynamodb(grouped=True, signed=True),
 }

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
-_READS = frozenset({"GetItem", "BatchGetItem", "Query"})
+from botocore.exceptions import ClientError  # type: ignore[import-untyped]  # ships no types
+
+_READS = frozenset({"get_item", "batch_get_item", "query", "scan"})
+_WRITES = frozenset({"put_item", "batch_execute_statement"})
 
 
 class Units:
-    """Counts the calls of one client, and the units that its engine reports.
+    """A client that counts its calls, and the units that its engine reports.
 
     A refused write is charged as well, one unit for each KB that stood in its way, and reports none: `refused` counts.
     """
@@ -21,9 +25,8 @@ class Units:
         self.read = 0.0
         self.index = 0.0
         self.refused = 0
+        self._client = client
         self._lock = threading.Lock()
-        client.meta.events.register("provide-client-params.dynamodb", self._ask)
-        client.meta.events.register("after-call.dynamodb", self._count)
 
     def reset(self) -> None:
         """Start over."""
@@ -32,20 +35,31 @@ class Units:
             self.write = self.read = self.index = 0.0
             self.refused = 0
 
-    def _ask(self, params: dict[str, Any], model: Any, **_: Any) -> dict[str, Any]:
-        if "ReturnConsumedCapacity" not in model.input_shape.members:
-            return params
-        return params | {"ReturnConsumedCapacity": "INDEXES"}
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._client, name)
+        return self._counted(name, call) if name in _READS | _WRITES else call
 
-    def _count(self, parsed: dict[str, Any], model: Any, **_: Any) -> None:
-        found = parsed.get("ConsumedCapacity", ())
+    def _counted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(**request: Any) -> Any:
+            try:
+                answer = call(**request, ReturnConsumedCapacity="INDEXES")
+            except ClientError as error:
+                with self._lock:
+                    self.calls[name] += 1
+                    self.refused += error.response["Error"]["Code"] == "ConditionalCheckFailedException"
+                raise
+            self._count(name, answer.get("ConsumedCapacity", ()))
+            return answer
+
+        return counted
+
+    def _count(self, name: str, found: Any) -> None:
         with self._lock:
-            self.calls[model.name] += 1
-            self.refused += parsed.get("Error", {}).get("Code") == "ConditionalCheckFailedException"
+            self.calls[name] += 1
             for capacity in [found] if isinstance(found, dict) else found:
                 units = float(capacity["CapacityUnits"])
                 parts = capacity.get("GlobalSecondaryIndexes", {}).values()
-                if model.name in _READS:
+                if name in _READS:
                     self.read += units
                 else:
                     self.write += units

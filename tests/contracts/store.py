@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -13,11 +12,8 @@ from hypothesis import HealthCheck, given, settings
 
 from idem.errors import LedgerUnusable
 from idem.protocol import Evidence, Record, State
-from idem.stores.base import Store
+from tests.contracts.cells import Both, CellContract, Opener
 from tests.records import make_record, records
-
-#: Opens a store on the data of this test, in a namespace; again, for another handle on the same records.
-Opener = Callable[[str], Store]
 
 _THREADS = 8
 _fresh = itertools.count()
@@ -28,19 +24,19 @@ def advance(record: Record, **changes: object) -> Record:
     return replace(record, version=record.version + 1, **changes)  # type: ignore[arg-type]  # names from the tests
 
 
-class StoreContract:
+class StoreContract(CellContract):
     """Subclass it with a fixture `open_store` that gives an `Opener`."""
 
     @pytest.fixture
-    def store(self, open_store: Opener) -> Store:
+    def store(self, open_store: Opener) -> Both:
         return open_store("default")
 
-    def test_nothing_is_there_at_first(self, store: Store) -> None:
+    def test_nothing_is_there_at_first(self, store: Both) -> None:
         assert store.read("k") is None
         assert list(store.list(State.SENT, 10)) == []
         assert sum(store.count().values()) == 0
 
-    def test_an_insert_is_for_an_absent_key(self, store: Store) -> None:
+    def test_an_insert_is_for_an_absent_key(self, store: Both) -> None:
         first = make_record(body=b"\x00\xff")
         assert store.swap(None, first) is None
         assert store.read("k") == first
@@ -53,7 +49,7 @@ class StoreContract:
         [{"claim_id": "c2"}, {"version": 2}, {"version": 0}, {"state": State.RETRY}, {"claim_id": "C1"}],
         ids=str,
     )
-    def test_every_part_of_the_fence_counts(self, store: Store, changes: dict[str, object]) -> None:
+    def test_every_part_of_the_fence_counts(self, store: Both, changes: dict[str, object]) -> None:
         """One of claim id, version and state differing is enough to refuse the write and give the stored record."""
         stored = make_record(body=b"frozen")
         store.swap(None, stored)
@@ -64,7 +60,7 @@ class StoreContract:
         assert store.swap(stored, new) is None
         assert store.read("k") == new
 
-    def test_only_the_fence_counts(self, store: Store) -> None:
+    def test_only_the_fence_counts(self, store: Both) -> None:
         """What else differs does not matter: a worker may hold a copy whose other fields it filled in itself."""
         store.swap(None, make_record(reason="stored"))
         new = advance(make_record(), state=State.SENT)
@@ -73,7 +69,7 @@ class StoreContract:
 
     @pytest.mark.parametrize("further", range(1, 6))
     @pytest.mark.parametrize("same_claim", [True, False])
-    def test_a_late_duplicate_of_an_old_write_is_refused(self, store: Store, further: int, same_claim: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    def test_a_late_duplicate_of_an_old_write_is_refused(self, store: Both, further: int, same_claim: bool) -> None:  # noqa: FBT001 - a parameter of the test
         """Whatever has happened since, and even when the claim id or the state came back to what they were."""
         start = make_record()
         store.swap(None, start)
@@ -88,7 +84,7 @@ class StoreContract:
         assert store.swap(None, start) == written[-1]
         assert store.read("k") == written[-1]
 
-    def test_keys_are_apart(self, store: Store) -> None:
+    def test_keys_are_apart(self, store: Both) -> None:
         keys = ["k", "K", "k ", "k/1", "k%", "k_", "\u00e9", "e\u0301", "*", "k'--", '"', "🙂", "x" * 255]
         for number, key in enumerate(keys, 1):
             assert store.swap(None, make_record(key, version=number)) is None, key
@@ -108,7 +104,7 @@ class StoreContract:
 
     @given(record=records())
     @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    def test_every_field_comes_back(self, store: Store, record: Record) -> None:
+    def test_every_field_comes_back(self, store: Both, record: Record) -> None:
         record = replace(record, key=f"{next(_fresh)}{record.key}"[:255])
         assert store.swap(None, record) is None
         assert store.read(record.key) == record
@@ -116,14 +112,14 @@ class StoreContract:
         assert store.swap(record, changed) is None
         assert store.read(record.key) == changed
 
-    def test_a_frozen_body_comes_back_byte_for_byte(self, store: Store) -> None:
+    def test_a_frozen_body_comes_back_byte_for_byte(self, store: Both) -> None:
         body = bytes(range(256)) * 64
         store.swap(None, make_record(body=body))
         found = store.read("k")
         assert found is not None
         assert found.body == body
 
-    def test_a_list_has_one_state_in_order_and_a_limit(self, store: Store) -> None:
+    def test_a_list_has_one_state_in_order_and_a_limit(self, store: Both) -> None:
         """The record that was longest unchanged comes first."""
         for number in (3, 1, 4, 0, 2):
             store.swap(None, make_record(f"k{number}", state=State.IN_DOUBT, updated_at=1_000.5 + number))
@@ -137,7 +133,7 @@ class StoreContract:
         assert [record.key for record in store.list(State.IN_DOUBT, 10)] == ["k1", "k2", "k3", "k4"]
         assert [record.key for record in store.list(State.SENT, 10)] == ["other", "k0"]
 
-    def test_a_count_is_by_state(self, store: Store) -> None:
+    def test_a_count_is_by_state(self, store: Both) -> None:
         for number in range(5):
             store.swap(None, make_record(f"k{number}", state=State.SENT if number < 3 else State.RETRY))
         counts = store.count()
@@ -188,7 +184,7 @@ class StoreContract:
         assert found is not None
         assert found.version == rounds
 
-    def test_no_update_is_lost(self, store: Store) -> None:
+    def test_no_update_is_lost(self, store: Both) -> None:
         """Threads that each add evidence until they succeed: every piece is there in the end."""
         store.swap(None, make_record())
 
@@ -210,7 +206,7 @@ class StoreContract:
         assert details == {f"{number}/{step}" for number in range(4) for step in range(10)}
         assert found.version == 41
 
-    def test_a_record_that_vanished_is_reported(self, store: Store) -> None:
+    def test_a_record_that_vanished_is_reported(self, store: Both) -> None:
         """A ledger that was restored under running workers must not be taken for one where the key is new."""
         held = make_record()
         with pytest.raises(LedgerUnusable, match="vanished"):

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from idem.stores.base import Store
 from idem.stores.redis import RedisStore, connector
-from tests.contracts.store import Opener, StoreContract
+from tests.contracts.cells import Both, Opener
+from tests.contracts.store import StoreContract
 from tests.valkey import DURABLE, Cluster, Server
 
 
@@ -37,7 +37,7 @@ class TestRedisStore(StoreContract):
         open_one = redis_stores(url)
         with contextlib.ExitStack() as opened:
 
-            def open_store(namespace: str) -> Store:
+            def open_store(namespace: str) -> Both:
                 store = open_one(namespace)
                 opened.callback(store.close)
                 return store

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from idem.stores.base import Store
 from idem.stores.memory import MemoryStore
 from idem.stores.sqlite import SqliteStore
-from tests.contracts.store import Opener, StoreContract
+from tests.contracts.cells import Both, Opener
+from tests.contracts.store import StoreContract
 
 
 def memory(_directory: Path) -> Opener:
     """One store a namespace: there is no second handle on a dictionary."""
-    stores: dict[str, Store] = {}
+    stores: dict[str, Both] = {}
     return lambda namespace: stores.setdefault(namespace, MemoryStore())
 
 
@@ -35,7 +35,7 @@ class TestStores(StoreContract):
         open_one = FACTORIES[request.param](tmp_path)
         with contextlib.ExitStack() as opened:
 
-            def open_store(namespace: str) -> Store:
+            def open_store(namespace: str) -> Both:
                 store = open_one(namespace)
                 opened.callback(store.close)
                 return store

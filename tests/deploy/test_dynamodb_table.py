@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from idem.stores.dynamodb.table import _definition
+from idem.stores.dynamodb.table import INDEX, _definition
 
 _TEMPLATE = json.loads((Path(__file__).parents[2] / "deploy" / "dynamodb-table.json").read_text(encoding="utf-8"))
 
@@ -31,3 +31,11 @@ def test_a_worker_may_neither_delete_nor_scan() -> None:
     assert set(statement["Action"]) == {
         f"dynamodb:{action}" for action in ("DescribeTable", "GetItem", "PartiQLInsert", "PartiQLUpdate", "PutItem")
     }
+
+
+def test_a_person_may_look_and_write_nothing() -> None:
+    """Whoever runs `idem status`, `explain` and `list`: only there is the table scanned."""
+    (statement,) = _TEMPLATE["Resources"]["OperatorPolicy"]["Properties"]["PolicyDocument"]["Statement"]
+
+    assert statement["Action"] == [f"dynamodb:{action}" for action in ("BatchGetItem", "GetItem", "Query", "Scan")]
+    assert statement["Resource"][1] == {"Fn::Sub": f"${{Ledger.Arn}}/index/{INDEX}"}

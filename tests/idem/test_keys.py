@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from idem.errors import InvalidKey
-from idem.keys import MAX_KEY, check_key, provider_key, sub_key, take_explicit
+from idem.keys import MAX_KEY, check_key, member_key, provider_key, take_explicit
 from tests.fakes import make_email
 
 _keys = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=MAX_KEY)
@@ -57,17 +57,17 @@ def test_an_explicit_key_is_checked() -> None:
 
 
 @given(_keys, st.integers(1, 1_000), st.integers(1, 1_000))
-def test_sub_keys_are_keys_and_differ(key: str, one: int, other: int) -> None:
-    assert check_key(sub_key(key, one)) == sub_key(key, one)
-    assert (sub_key(key, one) == sub_key(key, other)) == (one == other)
-    assert sub_key(key, one) != key
+def test_member_keys_are_keys_and_differ(key: str, one: int, other: int) -> None:
+    assert check_key(member_key(key, one)) == member_key(key, one)
+    assert (member_key(key, one) == member_key(key, other)) == (one == other)
+    assert member_key(key, one) != key
 
 
-def test_sub_keys_are_readable_while_there_is_room() -> None:
-    assert sub_key("order-42", 3) == "order-42/3"
+def test_member_keys_are_readable_while_there_is_room() -> None:
+    assert member_key("order-42", 3) == "order-42/3"
     long = "x" * 254
-    assert re.fullmatch(r"[0-9a-f]{64}/3", sub_key(long, 3))
-    assert sub_key(long, 3) != sub_key("y" * 254, 3)
+    assert re.fullmatch(r"[0-9a-f]{64}/3", member_key(long, 3))
+    assert member_key(long, 3) != member_key("y" * 254, 3)
 
 
 @given(st.text(max_size=50), _keys, st.integers(0, 100))

@@ -17,6 +17,7 @@ from idem.protocol import (
     ENDED,
     EVIDENCE,
     MAX_HISTORY,
+    RESOLVE,
     SETTLE,
     Attempt,
     Close,
@@ -24,9 +25,11 @@ from idem.protocol import (
     Done,
     Doubt,
     Evidence,
+    InDoubt,
     Intent,
     Move,
     Record,
+    Resolution,
     Rules,
     Standing,
     State,
@@ -89,7 +92,8 @@ STANDING: list[tuple[Standing, Record | None]] = [
     (Standing.UNSURE_PROVED, record(State.UNSURE, ready_at=NOW + 1, unsure_since=NOW - 10, evidence=(PROOF,))),
     (Standing.SENT, record(State.SENT)),
     (Standing.REJECTED, record(State.REJECTED)),
-    (Standing.IN_DOUBT, record(State.IN_DOUBT)),
+    (Standing.IN_DOUBT, record(State.IN_DOUBT, unsure_since=NOW - 100)),
+    (Standing.DROPPED, record(State.DROPPED)),
     (Standing.SPLIT, record(State.SPLIT, job="report")),
 ]
 
@@ -109,11 +113,12 @@ def test_the_tables_hold_every_pair_once() -> None:
     assert set(EVIDENCE) == set(Standing) - {Standing.ABSENT}
     pairs = {(verdict, doubt) for verdict in Verdict for doubt in Doubt}
     assert set(SETTLE) == pairs - {(Verdict.UNKNOWN, Doubt.NONE)}
+    assert set(RESOLVE) <= {(standing, resolution) for standing in Standing for resolution in Resolution}
     assert {standing for standing, _ in STANDING} == set(Standing), "and these tests have a record for each"
 
 
 def test_ended_is_what_may_be_acknowledged() -> None:
-    assert frozenset({State.SENT, State.REJECTED, State.IN_DOUBT, State.SPLIT}) == ENDED
+    assert frozenset({State.SENT, State.REJECTED, State.IN_DOUBT, State.DROPPED, State.SPLIT}) == ENDED
     for state in State:
         assert record(state).ended == (state in ENDED)
 
@@ -127,6 +132,8 @@ def test_ended_is_what_may_be_acknowledged() -> None:
         (Verdict.NOT_SENT, State.RETRY, State.UNSURE, State.IN_DOUBT),
         (Verdict.NOT_SENT_GIVING_UP, State.REJECTED, State.UNSURE, State.IN_DOUBT),
         (Verdict.UNKNOWN, None, State.UNSURE, State.IN_DOUBT),
+        (Verdict.REJECTED_FOR_KEY, State.REJECTED, State.REJECTED, State.IN_DOUBT),
+        (Verdict.NOT_SENT_FOR_KEY, State.RETRY, State.RETRY, State.IN_DOUBT),
     ],
 )
 def test_rule_5_line_by_line(verdict: Verdict, none: State | None, open_: State, closed: State) -> None:
@@ -425,7 +432,7 @@ def test_a_split_ends_the_record() -> None:
 def test_an_acceptance_from_outside_is_never_lost(standing: Standing, stored: Record | None) -> None:
     if stored is None:
         return
-    found = protocol.testify(stored, Accepted("m9"), claim_id="zombie", now=NOW, rules=RULES)
+    found = protocol.testify(stored, Accepted("m9"), claim_id="zombie", now=NOW, rules=RULES, detail=None)
     assert found.state is EVIDENCE[standing]
     assert found.version == stored.version + 1
     assert found.claim_id == stored.claim_id
@@ -501,5 +508,148 @@ def _apply(stored: Record | None, given: tuple[str, Outcome], name: str, now: fl
         held = protocol.holds(stored, stored.claim_id)
         return protocol.settle(stored, outcome, now=now, policy=policy, jitter=0.5) if held else None
     if kind == "testify":
-        return protocol.testify(stored, Accepted(name), claim_id=name, now=now, rules=rules)
+        return protocol.testify(stored, Accepted(name), claim_id=name, now=now, rules=rules, detail=None)
     return protocol.note(stored, Evidence(at=now, kind="conflict", detail=name), now=now)
+
+
+# Resolutions: from outside a claim, and only where no attempt can be under way.
+
+
+@pytest.mark.parametrize("resolution", Resolution)
+@pytest.mark.parametrize(("standing", "stored"), [item for item in STANDING if item[1] is not None])
+def test_a_resolution_is_what_its_table_says_in_every_standing(
+    standing: Standing, stored: Record, resolution: Resolution
+) -> None:
+    resolved = protocol.resolve(stored, resolution, claim_id="r1", by="by a test", now=NOW, rules=RULES)
+    expected = RESOLVE.get((standing, resolution))
+    if expected is None:
+        assert resolved is None
+        return
+    assert resolved is not None
+    assert resolved.state is expected
+    assert (resolved.version, resolved.claim_id) == (stored.version + 1, "r1")
+    assert (resolved.lease_until, resolved.started_at) == (None, None)
+    assert resolved.evidence[-1] == Evidence(at=NOW, kind=resolution.value, claim_id="r1", detail="by a test")
+
+
+@pytest.mark.parametrize(("standing", "resolution"), sorted(RESOLVE, key=str))
+def test_no_resolution_touches_what_a_worker_may_still_replay_or_has_ended_well(
+    standing: Standing, resolution: Resolution
+) -> None:
+    """Never while in doubt: a new generation is for what was rejected, and only for that (rule 9)."""
+    assert standing in {Standing.IN_DOUBT, Standing.UNSURE_CLOSED, Standing.DROPPED, Standing.REJECTED}
+    assert (resolution is Resolution.REOPEN) == (standing is Standing.REJECTED)
+
+
+def test_what_is_sent_again_counts_its_doubt_and_its_time_anew() -> None:
+    stored = record(State.IN_DOUBT, unsure_since=NOW - 10**6, created_at=NOW - 10**6, body=b"{}", reason="no answer")
+    reopened = protocol.resolve(stored, Resolution.NOT_SENT, claim_id="r", by="x", now=NOW, rules=RULES)
+    assert reopened is not None
+    assert (reopened.unsure_since, reopened.ready_at, reopened.opened_at) == (None, NOW, NOW)
+    assert (reopened.body, reopened.fingerprint, reopened.generation) == (b"{}", "f", 0)
+    taken = protocol.claim(reopened, INTENT, now=NOW, claim_id="c9", rules=RULES)
+    assert isinstance(taken, Take)
+    settled = protocol.settle(taken.record, NotSent("HTTP 429"), now=NOW + 1, policy=POLICY, jitter=1.0)
+    assert settled.state is State.RETRY, "it was opened a moment ago, however old the key is"
+
+
+def test_a_rejection_is_opened_under_the_next_generation() -> None:
+    reopened = protocol.resolve(record(State.REJECTED), Resolution.REOPEN, claim_id="r", by="x", now=NOW, rules=RULES)
+    assert reopened is not None
+    assert reopened.generation == 1
+    assert reopened.fingerprint is None, "the ledger has no email: the next that comes is bound to the key"
+    taken = protocol.claim(reopened, Intent("k", fingerprint="other"), now=NOW, claim_id="c", rules=RULES)
+    assert isinstance(taken, Take)
+    assert (taken.record.state, taken.record.fingerprint) == (State.SENDING, "other")
+    late = protocol.claim(taken.record, INTENT, now=NOW, claim_id="d", rules=RULES)
+    assert isinstance(late, Conflict), "the rejected email comes again: it does not get in between"
+
+
+def test_a_rejected_job_is_built_again_unless_its_email_is_frozen() -> None:
+    for body in (None, b"{}"):
+        stored = record(State.REJECTED, job="report", body=body)
+        reopened = protocol.resolve(stored, Resolution.REOPEN, claim_id="r", by="x", now=NOW, rules=RULES)
+        assert reopened is not None
+        taken = protocol.claim(reopened, Intent("k", job="report"), now=NOW, claim_id="c", rules=RULES)
+        assert isinstance(taken, Take)
+        assert taken.record.state is (State.SENDING if body else State.RENDERING)
+
+
+# A doubt keeps the email, and what its job chose.
+
+
+def test_a_doubt_keeps_the_email_that_came_with_the_message() -> None:
+    intent = Intent("k", fingerprint="f", body=b"email", in_doubt=InDoubt.RESEND)
+    rules = Rules(KEYLESS, "fake")
+    taken = protocol.claim(None, intent, now=NOW, claim_id="c", rules=rules)
+    assert isinstance(taken, Take)
+    assert (taken.record.body, taken.record.in_doubt) == (None, InDoubt.RESEND)
+    settled = protocol.settle(taken.record, Unknown("?"), now=NOW, policy=KEYLESS, jitter=1.0, body=b"email")
+    assert (settled.state, settled.body) == (State.IN_DOUBT, b"email")
+    after_a_crash = protocol.claim(taken.record, intent, now=NOW + 61, claim_id="d", rules=rules)
+    assert isinstance(after_a_crash, Close)
+    assert (after_a_crash.record.state, after_a_crash.record.body) == (State.IN_DOUBT, b"email")
+    found = protocol.testify(settled, Accepted("m"), claim_id="e", now=NOW, rules=rules, detail="a look-up")
+    assert (found.state, found.body, found.evidence[-1].detail) == (State.SENT, None, "a look-up")
+
+
+@pytest.mark.parametrize("outcome", [Accepted("m"), Rejected("no"), NotSent("later")])
+def test_no_other_end_keeps_it(outcome: Outcome) -> None:
+    settled = protocol.settle(sending(), outcome, now=NOW, policy=POLICY, jitter=1.0, body=b"email")
+    assert settled.body is None
+
+
+# Several providers.
+
+BOTH = Rules(POLICY, "fake", {"second": POLICY}, fallback="second")
+
+
+def test_an_attempt_in_doubt_is_repeated_through_its_own_provider() -> None:
+    stored = record(State.UNSURE, unsure_since=NOW - 10, provider="second")
+    taken = protocol.claim(stored, INTENT, now=NOW, claim_id="c", rules=BOTH)
+    assert isinstance(taken, Take)
+    assert taken.record.provider == "second"
+    assert isinstance(protocol.claim(stored, INTENT, now=NOW, claim_id="c", rules=RULES), Close), "unknown to it"
+
+
+@pytest.mark.parametrize(
+    ("provider", "outcome", "expected"),
+    [
+        ("fake", "NotSent", "second"),
+        ("second", "NotSent", "fake"),
+        ("fake", None, "fake"),
+        ("second", None, "fake"),
+    ],
+)
+def test_a_definite_failure_moves_on_to_the_second_choice_and_back(
+    provider: str, outcome: str | None, expected: str
+) -> None:
+    history = (Attempt(number=1, claim_id="c1", started_at=NOW - 9, outcome=outcome),) if outcome else ()
+    stored = record(State.RETRY, provider=provider, history=history)
+    taken = protocol.claim(stored, INTENT, now=NOW, claim_id="c", rules=BOTH)
+    assert isinstance(taken, Take)
+    assert taken.record.provider == expected
+
+
+# Keys that stay bound to a refusal.
+
+
+@pytest.mark.parametrize(
+    ("outcome", "unsure_since", "state", "generation"),
+    [
+        (NotSent("HTTP 429", burnt=True), None, State.RETRY, 1),
+        (NotSent("HTTP 429", burnt=True), NOW - 20, State.UNSURE, 0),
+        (NotSent("HTTP 429", burnt=True, replayed=True), NOW - 20, State.RETRY, 1),
+        (NotSent("HTTP 429", burnt=True, replayed=True), NOW - 10**6, State.IN_DOUBT, 0),
+        (Rejected("HTTP 422", replayed=True), NOW - 20, State.REJECTED, 0),
+        (Rejected("HTTP 422", replayed=True), NOW - 10**6, State.IN_DOUBT, 0),
+        (Rejected("HTTP 422"), NOW - 20, State.UNSURE, 0),
+    ],
+)
+def test_a_refusal_that_sticks_to_the_key(
+    outcome: Outcome, unsure_since: float | None, state: State, generation: int
+) -> None:
+    """The next attempt takes another key, but never while in doubt; and a replayed refusal ends a doubt."""
+    settled = protocol.settle(sending(unsure_since=unsure_since), outcome, now=NOW, policy=POLICY, jitter=1.0)
+    assert (settled.state, settled.generation) == (state, generation)
+    assert state is not State.RETRY or settled.unsure_since is None

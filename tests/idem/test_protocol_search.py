@@ -293,7 +293,7 @@ class Search:
         def compute() -> int:
             stored = self._record(number)
             testified = protocol.testify(
-                stored, Accepted("m"), claim_id=claim_id, now=self._now(index), rules=self._rules
+                stored, Accepted("m"), claim_id=claim_id, now=self._now(index), rules=self._rules, detail=None
             )
             return self._number(stored, testified)
 
@@ -470,8 +470,8 @@ def _latest_start(record: Record) -> float | None:
 _take = protocol._take
 
 
-def _take_anew(record: Record, _move: Move, now: float, claim_id: str, rules: Rules) -> Record:
-    return _take(record, Move.BEGIN, now, claim_id, rules)
+def _take_anew(record: Record, _move: Move, now: float, claim_id: str, rules: Rules, *, split: bool) -> Record:
+    return _take(record, Move.BEGIN, now, claim_id, rules, split=split)
 
 
 _RULES_TAKEN_AWAY: dict[str, Callable[[pytest.MonkeyPatch], None]] = {

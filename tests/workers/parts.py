@@ -61,6 +61,11 @@ class Sandbox:
     def requests(self) -> int:
         return len(self._call("GET", "requests"))
 
+    def seen(self) -> list[dict[str, Any]]:
+        """The requests since the last `clear`, in order."""
+        entries: list[dict[str, Any]] = self._call("GET", "requests")[self._before :]
+        return entries
+
     def requests_open(self) -> int:
         """Those without an answer so far, of which none has lost its client."""
         return sum(seen["status"] is None for seen in self._call("GET", "requests")[self._before :])

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import logging
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -15,9 +16,13 @@ from typing import Any
 import dramatiq
 import pytest
 from dramatiq import Message
+from dramatiq.middleware import Interrupt, Shutdown, TimeLimitExceeded
+from dramatiq.threading import raise_thread_exception
 
 from idem import Email, State
+from idem.clock import SystemClock
 from idem.errors import BrokerUnavailable, JobError
+from idem.outcome import NotSent
 from idem.send import Point
 from tests.workers.parts import Sandbox, make_email, wait_for
 from workers import App, Settings
@@ -87,6 +92,87 @@ def worker(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[dramatiq.W
     worker.start()
     yield worker
     worker.stop(5_000)
+
+
+class TestGate:
+    def _pause(self, stage: Stage, seconds: float) -> None:
+        assert stage.app.gate.enter() == 0.0
+        stage.app.gate.heed("lettermint", "k", NotSent("HTTP 429", seconds, limited=True))
+        stage.app.gate.leave()
+
+    def test_a_paused_provider_costs_no_claim_and_no_try(self, stage: Stage, sandbox: Sandbox) -> None:
+        self._pause(stage, 60.0)
+
+        returned = stage.send(make_email(), "k")
+
+        assert isinstance(returned, Retry)
+        assert not returned.tried
+        assert 58 < returned.delay_seconds < 66
+        assert stage.state("k") is None
+        assert sandbox.seen() == []
+
+    def test_what_the_provider_says_reaches_the_gate(self, stage: Stage, sandbox: Sandbox) -> None:
+        sandbox.order("429", times=1, retry_after=30)
+        stage.send(make_email(), "k")
+
+        paused = stage.app.gate.look().pause
+
+        assert paused is not None
+        assert paused.seconds == 30
+        assert isinstance(stage.send(make_email(2), "other"), Retry)
+        assert stage.state("other") is None
+
+    def test_a_last_replay_passes_a_closed_gate(self, stage: Stage, sandbox: Sandbox) -> None:
+        """The window of a key in doubt would close during the pause: the email is settled, not left in doubt."""
+        sandbox.order("accept_then_drop", times=1)
+        stage.send(make_email(), "k")
+        assert stage.state("k") is State.UNSURE
+        due = stage.app.ledger.passes_at("k")
+        assert due is not None
+        self._pause(stage, 1.1 * (due - time.time()))
+
+        returned = stage.send(make_email(), "k")
+        assert isinstance(returned, Retry)
+        assert returned.delay_seconds <= min(due - time.time() + 1, 900)
+
+        stage.performer._clock = _Later(due)
+        assert stage.send(make_email(), "k") == Acknowledge()
+        assert stage.state("k") is State.SENT
+        assert len(sandbox.accepted()) == 1
+
+    def test_an_unreachable_provider_leaves_it_in_doubt_after_the_last_replay(
+        self, environ: dict[str, str], tmp_path: Path, sandbox: Sandbox
+    ) -> None:
+        """A short window, and an outage that outlasts it: only then IN_DOUBT, and not by the closed gate alone."""
+        stage = Stage(environ | {"IDEM_WINDOW_SECONDS": "4.8"}, tmp_path)
+        sandbox.order("503")
+        stage.send(make_email(), "k")
+        self._pause(stage, 600.0)
+        delays = []
+        while stage.state("k") is State.UNSURE:
+            returned = stage.send(make_email(), "k")
+            if isinstance(returned, Retry):
+                delays.append(returned.delay_seconds)
+                time.sleep(min(returned.delay_seconds, 0.2))
+
+        record = stage.app.ledger.read("k")
+        assert record is not None
+        assert record.state is State.IN_DOUBT
+        assert record.attempts >= 2, "the pause did not keep it from its last replay"
+        assert max(delays) < 5
+        stage.app.close()
+        vars(stage).clear()
+        gc.collect()
+
+
+class _Later(SystemClock):
+    """A clock that shows an instant to come."""
+
+    def __init__(self, instant: float) -> None:
+        self._instant = instant
+
+    def now(self) -> float:
+        return self._instant
 
 
 class TestAcknowledging:
@@ -239,8 +325,8 @@ class TestJobs:
         assert stage.run("several", "k") == stage.run("several", "k") == Acknowledge()
 
         consumer = stage.app.broker.consume("default", prefetch=10, timeout=10)
-        found = [next(consumer) for _ in range(4)]
-        sent = [(message.kwargs["key"], message.kwargs["email"]["to"]) for message in found if message]
+        found = [next(consumer) for _ in range(2)]
+        sent = [(item["key"], item["email"]["to"]) for message in found if message for item in message.kwargs["group"]]
         assert sent == 2 * [("k/1", ["r1@example.com"]), ("k/2", ["r10@example.com"])]
 
     def test_a_fan_out_that_the_broker_does_not_take_is_not_acknowledged(
@@ -256,7 +342,7 @@ class TestJobs:
         monkeypatch.undo()
 
         assert stage.run("several", "k") == Acknowledge()
-        assert stage.backlog().ready == 2
+        assert stage.backlog().ready == 1, "both together, as this provider takes them"
 
     @pytest.mark.parametrize("nothing", [None, []])
     def test_none_is_no_email_and_done(self, stage: Stage, sandbox: Sandbox, nothing: list[Email] | None) -> None:
@@ -311,6 +397,68 @@ class TestJobs:
         old = dataclasses.replace(message, message_timestamp=int((time.time() - 31) * 1000))
 
         assert stage.perform(old) == Bury("no worker knew the job 'another'")
+
+
+class TestForgetting:
+    """A message that is older than the ledger's memory: an absent record proves nothing then."""
+
+    @pytest.fixture
+    def forgetful(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Stage:
+        policy = dataclasses.replace(stage.performer._policy, memory_seconds=3_600.0)
+        monkeypatch.setattr(stage.performer, "_policy", policy)
+        return stage
+
+    def _old(self, message: Message[None], seconds: float) -> Message[None]:
+        return dataclasses.replace(message, message_timestamp=int((time.time() - seconds) * 1000))
+
+    def test_an_old_message_without_a_record_is_buried(self, forgetful: Stage, sandbox: Sandbox) -> None:
+        """It may be a dead letter that was put back after its email went out and its record was forgotten."""
+        message, _ = email_message(make_email(), "k")
+        disposed = forgetful.perform(self._old(message, 3_601))
+
+        assert isinstance(disposed, Bury)
+        assert "under a new key" in disposed.reason
+        assert forgetful.state("k") is None
+        assert sandbox.accepted() == []
+
+    def test_a_younger_one_is_sent(self, forgetful: Stage, sandbox: Sandbox) -> None:
+        message, _ = email_message(make_email(), "k")
+
+        assert forgetful.perform(self._old(message, 3_590)) == Acknowledge()
+        assert len(sandbox.accepted()) == 1
+
+    def test_an_old_one_whose_record_has_ended_is_not_claimed_again(self, forgetful: Stage, sandbox: Sandbox) -> None:
+        """The record could be forgotten between the look and the claim."""
+        message, _ = email_message(make_email(), "k")
+        forgetful.perform(message)
+
+        assert isinstance(forgetful.perform(self._old(message, 3_601)), Bury)
+        assert len(sandbox.accepted()) == 1
+
+    def test_an_old_one_whose_record_is_live_goes_on(self, forgetful: Stage, sandbox: Sandbox) -> None:
+        """What has not ended is never forgotten."""
+        message, _ = email_message(make_email(), "k")
+        sandbox.order("429", times=1)
+        assert isinstance(forgetful.perform(message), Retry)
+        wait_for(lambda: forgetful.perform(self._old(message, 3_601)) == Acknowledge())
+
+        assert len(sandbox.accepted()) == 1
+
+    def test_the_emails_of_a_list_are_as_old_as_their_job(
+        self, forgetful: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else a late redelivery of the job would bring emails that look new, and whose records are forgotten."""
+
+        def job() -> list[Email]:
+            return [make_email(), make_email()]
+
+        forgetful.app.job()(job)
+        enqueued: list[Message[None]] = []
+        monkeypatch.setattr(forgetful.app.broker, "enqueue", enqueued.append)
+        message = self._old(job_message("job", [], {}, "k")[0], 3_000)
+        assert forgetful.perform(message) == Acknowledge()
+
+        assert [part.message_timestamp for part in enqueued] == [message.message_timestamp]
 
 
 class TestRefusing:
@@ -378,3 +526,58 @@ class TestRefusing:
         assert stage.performer is not None
         with pytest.raises(RuntimeError, match="inside a worker only"):
             stage.app.broker.get_actor("idem")()
+
+
+class TestInterrupts:
+    """Dramatiq raises these in another thread's middle, at any instruction: each counts as a crash."""
+
+    @pytest.mark.usefixtures("worker")
+    @pytest.mark.parametrize(
+        ("point", "kind"),
+        [
+            (Point.BEFORE_CLAIM, Shutdown),
+            (Point.CLAIMED, TimeLimitExceeded),
+            (Point.BEFORE_CALL, Shutdown),
+            (Point.ANSWERED, TimeLimitExceeded),
+            (Point.SETTLED, Shutdown),
+        ],
+    )
+    def test_in_a_thread_that_sends(self, stage: Stage, sandbox: Sandbox, point: Point, kind: type[Interrupt]) -> None:
+        interrupted: list[Point] = []
+
+        def interrupt(reached: Point) -> None:
+            if reached is point and not interrupted:
+                interrupted.append(reached)
+                raise_thread_exception(threading.get_ident(), kind)
+
+        stage.on_point = interrupt
+        stage.app.enqueue(make_email(), key="k")
+
+        wait_for(lambda: stage.state("k") is State.SENT and stage.backlog().pending == 0)
+        assert interrupted == [point]
+        assert len(sandbox.accepted()) == 1
+        assert stage.backlog().dead == 0
+
+    @pytest.mark.usefixtures("worker")
+    @pytest.mark.parametrize("point", [Point.CLAIMED, Point.RENDERED, Point.FROZEN, Point.ANSWERED, Point.SETTLED])
+    def test_in_a_thread_that_builds(self, stage: Stage, sandbox: Sandbox, point: Point) -> None:
+        interrupted: list[Point] = []
+
+        def interrupt(reached: Point) -> None:
+            if reached is point and not interrupted:
+                interrupted.append(reached)
+                raise_thread_exception(threading.get_ident(), Shutdown)
+
+        stage.on_point = interrupt
+        job = stage.app.job("job")(make_email)
+        job.send(key="k")
+
+        wait_for(lambda: stage.state("k") is State.SENT and stage.backlog().pending == 0)
+        assert interrupted == [point]
+        assert len(sandbox.accepted()) == 1
+
+    def test_none_of_our_middleware_raises_any(self, stage: Stage) -> None:
+        """Neither a time limit, as the HTTP timeout is one, nor a shutdown, as what was begun is finished."""
+        names = {type(middleware).__name__ for middleware in stage.app.broker.middleware}
+
+        assert not names & {"TimeLimit", "ShutdownNotifications", "Retries", "AgeLimit", "Callbacks", "Pipelines"}

@@ -151,7 +151,7 @@ class TestEnqueueing:
         assert [payload["key"] for payload in _payloads(app)] == ["from-header", "argument", own]
 
     def test_an_email_that_the_provider_cannot_express_is_not_enqueued(self, app: App) -> None:
-        with pytest.raises(UnsupportedEmail, match="Lettermint takes one tag"):
+        with pytest.raises(UnsupportedEmail, match="Lettermint takes at most 1"):
             app.enqueue(make_email(tags=["a", "b"]))
         assert _ready(app) == 0
 

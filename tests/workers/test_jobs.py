@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from dramatiq import Message
 
-from idem.email import Email
+from idem.bulk import Bulk, Group, Ready
 from idem.errors import EmailError, InvalidKey, JobError
+from idem.protocol import InDoubt
+from idem.send import Resume
 from tests.workers.parts import make_email
-from workers.jobs import ACTOR, QUEUE, Job, email_message, job_message, read_job
+from workers.jobs import ACTOR, QUEUE, Call, Job, email_message, job_message, part_message, read_message, resume_message
 
 _EMAIL = make_email().as_dict()
 
@@ -28,9 +30,7 @@ class TestEmails:
         email = make_email(cc=["c@example.com"], html="<p>é</p>", headers={"X-A": "b"}, tags=["t"], metadata={"m": "1"})
         message, key = email_message(email, "k1")
 
-        found, job, read = read_job(_over_the_wire(message).kwargs, message.message_id)
-
-        assert (found, job.job, read) == (key, None, email)
+        assert read_message(_over_the_wire(message).kwargs, message.message_id) == Ready("k1", email)
         assert key == "k1"
 
     def test_without_a_key_it_is_the_messages_own_id(self) -> None:
@@ -38,7 +38,7 @@ class TestEmails:
 
         assert key == message.message_id
         assert uuid.UUID(key).version == 4
-        assert read_job(_over_the_wire(message).kwargs, "another")[0] == key
+        assert read_message(_over_the_wire(message).kwargs, "another") == Ready(key, make_email())
 
     def test_the_idempotency_key_header_is_the_key_and_is_not_sent_on(self) -> None:
         email = make_email(headers={"idempotency-KEY": "from-header", "X-A": "b"})
@@ -75,15 +75,17 @@ class TestArguments:
     def test_json_values_arrive_as_they_are(self, value: Any) -> None:
         message, key = job_message("job", [value], {"name": value}, None)
 
-        found, job, email = read_job(_over_the_wire(message).kwargs, "another")
+        call = read_message(_over_the_wire(message).kwargs, "another")
 
-        assert (found, email) == (key, None)
-        assert (job.job, job.args, job.kwargs) == ("job", [value], {"name": value})
+        assert call == Call(key, "job", [value], {"name": value})
 
     def test_a_tuple_arrives_as_a_list(self) -> None:
         message, _ = job_message("job", [(1, (2,))], {}, None)
 
-        assert read_job(_over_the_wire(message).kwargs, "another")[1].args == [[1, [2]]]
+        call = read_message(_over_the_wire(message).kwargs, "another")
+
+        assert isinstance(call, Call)
+        assert call.args == [[1, [2]]]
 
     @pytest.mark.parametrize(
         ("value", "named"),
@@ -115,18 +117,27 @@ class TestArguments:
             job_message("job", endless, {}, None)
 
 
+class TestSeveral:
+    @pytest.mark.parametrize("choice", [None, InDoubt.RESEND])
+    def test_every_part_of_a_bulk_survives_the_wire(self, choice: InDoubt | None) -> None:
+        one, two = (Ready(f"news/{number}", make_email(number), choice) for number in (1, 2))
+        for part in (one, Bulk("news/1-2", (one.email, two.email), choice), Group((one, two))):
+            message = part_message(part)
+
+            assert read_message(_over_the_wire(message).kwargs, message.message_id) == part
+
+    def test_a_resumed_key(self) -> None:
+        assert read_message(_over_the_wire(resume_message("k")).kwargs, "another") == Resume("k")
+
+
 class TestReading:
     def test_a_foreign_message_without_a_key_gets_its_own_id(self) -> None:
-        key, _, email = read_job({"email": _EMAIL}, "message-id")
-
-        assert key == "message-id"
-        assert isinstance(email, Email)
+        assert read_message({"email": _EMAIL}, "message-id") == Ready("message-id", make_email())
 
     def test_the_key_in_a_foreign_emails_header_counts(self) -> None:
-        key, _, email = read_job({"email": _EMAIL | {"headers": {"Idempotency-Key": "h"}}}, "message-id")
+        foreign = {"email": _EMAIL | {"headers": {"Idempotency-Key": "h"}}}
 
-        assert key == "h"
-        assert email == make_email()
+        assert read_message(foreign, "message-id") == Ready("h", make_email())
 
     @pytest.mark.parametrize(
         "payload",
@@ -146,28 +157,43 @@ class TestReading:
             {"job": "j", "kwargs": []},
             {"job": "j", "key": 7},
             {"job": "j", "arg": []},
+            {"job": "j", "in_doubt": "perhaps"},
+            {"resume": True},
+            {"key": "k", "resume": True, "job": "j"},
+            {"key": "k", "resume": True, "in_doubt": "drop"},
+            {"key": "k", "resume": True, "args": [1]},
+            {"emails": [_EMAIL, _EMAIL]},
+            {"key": "news/1-2", "emails": []},
+            {"key": "news/1-2", "emails": [_EMAIL]},
+            {"key": "news/0-1", "emails": [_EMAIL, _EMAIL]},
+            {"key": "news", "emails": [_EMAIL, _EMAIL]},
+            {"key": "news/1-2", "emails": [_EMAIL, _EMAIL], "email": _EMAIL},
+            {"group": []},
+            {"group": [{"email": _EMAIL}]},
+            {"group": [{"key": "a", "email": _EMAIL, "job": "j"}]},
+            {"key": "k", "group": [{"key": "a", "email": _EMAIL}]},
         ],
     )
     def test_what_is_malformed_is_refused(self, payload: dict[str, Any]) -> None:
         with pytest.raises(JobError, match="the message is malformed"):
-            read_job(payload, "id")
+            read_message(payload, "id")
 
     @pytest.mark.parametrize(
         "email", [{}, _EMAIL | {"to": []}, _EMAIL | {"to": "not an address"}, _EMAIL | {"subjct": "x"}]
     )
     def test_an_email_that_cannot_be_sent_is_refused(self, email: dict[str, Any]) -> None:
         with pytest.raises(EmailError):
-            read_job({"email": email}, "id")
+            read_message({"email": email}, "id")
 
     @pytest.mark.parametrize("payload", [{"key": ""}, {"key": "a\nb"}, {"key": "x" * 256}])
     def test_a_key_that_cannot_be_one_is_refused(self, payload: dict[str, Any]) -> None:
         with pytest.raises(InvalidKey):
-            read_job(payload | {"job": "j"}, "id")
+            read_message(payload | {"job": "j"}, "id")
 
     @pytest.mark.parametrize("message_id", ["", "x" * 256, "a\nb"])
     def test_so_is_a_message_id_that_would_have_to_be_one(self, message_id: str) -> None:
         with pytest.raises(InvalidKey):
-            read_job({"job": "j"}, message_id)
+            read_message({"job": "j"}, message_id)
 
     def test_a_job_as_json_holds_nothing_empty(self) -> None:
         message, _ = job_message("job", [], {}, "k")

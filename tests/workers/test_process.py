@@ -340,10 +340,9 @@ def _parent_at_work(app: App, start_idem: StartIdem) -> tuple[Running, list[int]
     """A parent with two children that work: each has been seen by the broker."""
     parent = start_idem("worker", "--processes", "2")
     wait_for(lambda: len(children_of(parent.pid)) == 2)
-    namespace = f"idem:{app.settings.namespace}"
     broker = app.broker
     assert isinstance(broker, RedisBroker)
-    wait_for(lambda: broker.client.zcard(f"{namespace}:__heartbeats__") == 2)
+    wait_for(lambda: broker.link.nodes()[0].zcard(f"{broker.namespace}:__heartbeats__") == 2)
     return parent, children_of(parent.pid)
 
 

@@ -186,25 +186,37 @@ class TestOrders:
             (
                 {"IDEM_HTTP_TIMEOUT_SECONDS": "60"},
                 (
-                    "the HTTP timeout (60 s) must be < the lease (60 s): "
-                    "set IDEM_HTTP_TIMEOUT_SECONDS or IDEM_LEASE_SECONDS"
+                    "the HTTP timeout (60 s) must be < the lease (60 s), or a claim ends while its request is still "
+                    "running: set IDEM_HTTP_TIMEOUT_SECONDS or IDEM_LEASE_SECONDS"
                 ),
             ),
             (
                 {"IDEM_LEASE_SECONDS": "91"},
-                "the lease (91 s) must be <= the visibility (90 s): set IDEM_LEASE_SECONDS or IDEM_VISIBILITY_SECONDS",
+                (
+                    "the lease (91 s) must be <= the visibility (90 s), or a dead worker's job would come back before "
+                    "its claim ends, and be put off once more: set IDEM_LEASE_SECONDS or IDEM_VISIBILITY_SECONDS"
+                ),
             ),
             (
                 {"IDEM_SHUTDOWN_SECONDS": "20"},
                 (
-                    "the HTTP timeout (20 s) must be < the shutdown (20 s): "
-                    "set IDEM_HTTP_TIMEOUT_SECONDS or IDEM_SHUTDOWN_SECONDS"
+                    "the HTTP timeout (20 s) must be < the shutdown (20 s), or a stopping worker would leave a request "
+                    "in doubt that was only slow: set IDEM_HTTP_TIMEOUT_SECONDS or IDEM_SHUTDOWN_SECONDS"
                 ),
             ),
         ],
     )
     def test_an_order_that_is_broken(self, changed: dict[str, str], problem: str) -> None:
         assert _problem(changed) == problem
+
+    def test_a_ledger_that_forgets_before_the_queue_does(self) -> None:
+        """SQS keeps a message for 14 days, and as long again among the dead letters; SQLite forgets nothing."""
+        month = {"IDEM_BROKER_URL": "sqs://eu-west-1/x", "IDEM_RETENTION_SECONDS": str(30 * 86_400)}
+        problem = _problem(month | {"IDEM_LEDGER_URL": "dynamodb://eu-west-1/x"})
+
+        assert problem.startswith("the life of a message, dead letters included, (2420100 s) must be < ")
+        assert problem.endswith(": set IDEM_RETENTION_SECONDS")
+        assert wiring.build_policy(_load(month)).memory_seconds is None
 
     def test_the_edge_that_is_allowed(self) -> None:
         found = _load({"IDEM_LEASE_SECONDS": "90", "IDEM_VISIBILITY_SECONDS": "90"})
@@ -222,7 +234,7 @@ class TestOrders:
         assert wiring.build_policy(settings).window_seconds == used
 
     def test_a_window_that_its_margin_eats_up(self) -> None:
-        with pytest.raises(SettingsError, match="must be longer than its margin"):
+        with pytest.raises(SettingsError, match="IDEM_WINDOW_SECONDS"):
             wiring.build_policy(_load({"IDEM_WINDOW_SECONDS": "160"}))
 
 

@@ -23,7 +23,8 @@ from typing import Any, TextIO
 import redis
 
 from idem.errors import BrokerUnavailable, MissingExtra
-from workers.brokers.redis import RedisBroker, client_options, no_retry
+from workers.brokers.redis import RedisBroker
+from workers.brokers.servers import Link, client_options
 
 _START_SECONDS = 20.0
 #: The kernel's limit for the path of a Unix socket is 108 bytes on Linux, 104 on macOS.
@@ -50,7 +51,7 @@ class EmbeddedServer:
     def client(self) -> redis.Redis:
         """A client that starts the server whenever it connects and finds none."""
         pool = redis.ConnectionPool(
-            connection_class=_Connection, server=self, path=str(self.socket_path), retry=no_retry(), **client_options()
+            connection_class=_Connection, server=self, path=str(self.socket_path), **client_options()
         )
         return redis.Redis(connection_pool=pool)
 
@@ -90,7 +91,8 @@ class EmbeddedServer:
 
     def _answers(self) -> bool:
         try:
-            with redis.Redis(unix_socket_path=str(self.socket_path), socket_timeout=2.0, retry=no_retry()) as client:
+            options = client_options() | {"socket_timeout": 2.0}
+            with redis.Redis(unix_socket_path=str(self.socket_path), **options) as client:
                 return bool(client.ping())
         except redis.RedisError:
             return False
@@ -127,7 +129,7 @@ class EmbeddedBroker(RedisBroker):
 
     def __init__(self, directory: Path, *, namespace: str, visibility_seconds: float) -> None:
         self._server = EmbeddedServer(directory)
-        super().__init__(self._server.client(), namespace=namespace, visibility_seconds=visibility_seconds)
+        super().__init__(Link(self._server.client), namespace=namespace, visibility_seconds=visibility_seconds)
 
     def close(self) -> None:
         """Close the connections, and be no user of the server any more."""

@@ -19,11 +19,15 @@ from workers.telemetry import describe_error
 
 #: Every command, the file that has it, and what it is for.
 _COMMANDS = {
+    "dead": ("dead", "Look into the dead letters; requeue or drop them."),
     "demo": ("demo", "Send 500 emails through faults and kills, and count what arrived."),
     "doctor": ("doctor", "Check settings, ledger, broker and provider before they are needed."),
     "enqueue": ("enqueue", "Enqueue the emails of JSONL, CSV and .eml files."),
     "explain": ("records", "Show what is known about one key."),
     "init": ("init", "Prepare this directory: settings, ledger and queue."),
+    "reconcile": ("resolve", "Find out about emails in doubt, once."),
+    "reopen": ("resolve", "Send a rejected email again, once its cause is mended."),
+    "resolve": ("resolve", "Say what became of an email in doubt."),
     "list": ("records", "List the records in one state."),
     "sandbox": ("sandbox", "Serve the providers' APIs locally, with faults and an inbox."),
     "status": ("records", "Count what waits in the queue and what the ledger holds."),

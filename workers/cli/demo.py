@@ -56,7 +56,8 @@ _FAULTS: tuple[Mapping[str, Any], ...] = (
     {"fault": "accept_then_truncate", "rate": 0.02},
     {"fault": "drop", "rate": 0.03},
     {"fault": "503", "rate": 0.03},
-    {"fault": "429", "rate": 0.04, "retry_after": 1},
+    # Each of these stops all workers for its second.
+    {"fault": "429", "rate": 0.04, "retry_after": 1, "times": 4},
     {"fault": "hang", "rate": 0.01},
 )
 

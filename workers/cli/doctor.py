@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 import click
 
-from idem.errors import IdemError
+from idem.errors import IdemError, LedgerError
 from workers import wiring
 from workers.app import App
+from workers.cli.records import describe_pace, pace_sentence
 from workers.settings import Settings
 
 
@@ -21,7 +22,7 @@ def doctor_command() -> int:
         # Made inside, as making one may fail as well.
         "ledger": lambda: app.ledger.check(),  # noqa: PLW0108
         "broker": lambda: app.broker.check(),  # noqa: PLW0108
-        "provider": lambda: _provider(app.settings),
+        "provider": lambda: [*_provider(app.settings), *_pace(app)],
     }
     try:
         # All of them, so that everything can be mended at once.
@@ -45,13 +46,26 @@ def _report(name: str, check: Callable[[], Sequence[str]]) -> bool:
 def _numbers(settings: Settings) -> Sequence[str]:
     """They were checked when they were loaded; the policy adds the provider's window."""
     policy = wiring.build_policy(settings)
-    window = "no keys" if policy.window_seconds is None else f"window {policy.window_seconds:g} s"
-    order = f"HTTP {policy.http_timeout_seconds:g} s < lease {policy.lease_seconds:g} s"
-    margin = f"{window}, of which the last {policy.margin_seconds:g} s are not used"
-    return (f"{order} <= visibility {settings.visibility_seconds:g} s; {margin}",)
+    sums = [str(rule) for rule in settings.durations(policy.window_seconds).rules()]
+    if policy.window_seconds is None:
+        sums.append("the provider has no keys: what is in doubt is never sent again by itself")
+    return sums
 
 
 def _provider(settings: Settings) -> Sequence[str]:
-    """The token is there; whether it is valid, only an email can tell."""
+    """The token is there, where one is needed; whether it is valid, only an email can tell."""
     contract = wiring.build_provider(settings).contract
-    return (f"{contract.title}: a token is set; keys as of {contract.checked}, {contract.source}",)
+    token = "a token is set" if contract.needs_token else "needs no token"
+    keys = "keys" if contract.key is not None else "no keys"
+    return (f"{contract.title}: {token}; {keys} as of {contract.checked}, {contract.source}",)
+
+
+def _pace(app: App) -> Sequence[str]:
+    """How fast it is asked, and whether at all; what the ledger cannot say, its own line does."""
+    rate = wiring.build_rate(app.settings)
+    limits = () if rate is None else (f"at most {rate.per_second:g} emails a second, {rate.burst:g} at once",)
+    try:
+        described = describe_pace(app.settings.provider, app.gate.look())
+    except LedgerError:
+        return limits
+    return limits if described["standing"] == "asked" else (*limits, pace_sentence(described))

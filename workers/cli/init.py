@@ -14,7 +14,13 @@ from workers.wiring import contract_of
 _FILE = "idem.toml"
 
 #: What to write for a setting that has no default; the window's is the provider's own.
-_EXAMPLES = {"IDEM_AWS_ENDPOINT_URL": "http://127.0.0.1:8000", "IDEM_BODIES_BUCKET": "a-bucket"}
+_EXAMPLES = {
+    "IDEM_AWS_ENDPOINT_URL": "http://127.0.0.1:8000",
+    "IDEM_BODIES_BUCKET": "a-bucket",
+    "IDEM_RATE_BURST": 2.0,
+    "IDEM_RATE_PER_SECOND": 10.0,
+    "IDEM_FALLBACK_PROVIDER": "lettermint",
+}
 
 
 @click.command("init")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -9,34 +10,52 @@ from typing import Any
 import click
 import msgspec
 
+from idem import pace
 from idem.keys import check_key
+from idem.pace import Pace, Stop
 from idem.protocol import Record, State
 from workers.app import App
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_TIMES = ("created_at", "updated_at", "started_at", "ended_at", "lease_until", "ready_at", "unsure_since", "at")
+_TIMES = (
+    "created_at",
+    "updated_at",
+    "started_at",
+    "ended_at",
+    "lease_until",
+    "ready_at",
+    "unsure_since",
+    "at",
+    "since",
+    "until",
+)
 
 
 @click.command("status")
 @_JSON
 def status_command(*, as_json: bool) -> None:
-    """Count what waits in the queue and what the ledger holds; a state that the ledger does not count is null."""
+    """Count what waits in the queue and what the ledger holds, and say whether the provider is asked at the moment.
+
+    A state that the ledger does not count is null.
+    """
     app = App.from_env()
     try:
         backlog = app.broker.backlog()
         queue = {name: getattr(backlog, name) for name in ("ready", "delayed", "in_flight", "dead")}
         counted = app.ledger.count()
         ledger: dict[str, int | None] = {state.value: counted.get(state) for state in State}
+        provider = describe_pace(app.settings.provider, app.gate.look())
     finally:
         app.close()
     if as_json:
-        _print_json({"queue": queue, "ledger": ledger})
+        _print_json({"queue": queue, "ledger": ledger, "provider": provider})
         return
     for title, counts in (("queue", queue), ("ledger", ledger)):
         click.echo(title)
         for name, count in counts.items():
             shown = "not counted" if count is None else f"{count:,}"
             click.echo(f"  {name.replace('_', ' '):<10} {shown:>11}")
+    click.echo(f"provider\n  {pace_sentence(provider)}")
 
 
 @click.command("explain")
@@ -67,7 +86,10 @@ def explain_command(key: str, *, as_json: bool) -> int:
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="How many at the most.")
 @_JSON
 def list_command(state: str, limit: int, *, as_json: bool) -> None:
-    """List the records in one state, the one longest unchanged first."""
+    """List the records in one state, the one longest unchanged first.
+
+    On DynamoDB, `sending` and `rendering` are looked for in the whole table, and `sent` and `split` are not listed.
+    """
     app = App.from_env()
     try:
         records = [describe(record) for record in app.ledger.list(State(state), limit)]
@@ -87,6 +109,33 @@ def describe(record: Record) -> dict[str, Any]:
     body = fields.pop("body")
     described = _readable(fields)
     return described if body is None else described | {"frozen_bytes": len(body)}
+
+
+def describe_pace(provider: str, found: Pace) -> dict[str, Any]:
+    """Whether a provider is `asked`, `paused`, or its circuit is `open`; since and until when, and why."""
+    now = time.time()
+    for standing, stop in (("paused", found.pause), ("open", found.circuit)):
+        if stop is not None and (pace.left_of(stop, now, None) > 0 or (standing == "open" and found.strikes)):
+            since = found.open_since if standing == "open" and found.open_since is not None else stop.since
+            times = _readable({"since": since, "until": _end(stop)})
+            return {"name": provider, "standing": standing, **times, "reason": stop.detail}
+    return {"name": provider, "standing": "asked"}
+
+
+def pace_sentence(described: Mapping[str, Any]) -> str:
+    """The same for people."""
+    match described["standing"]:
+        case "paused":
+            return f"{described['name']}: paused until {described['until']} after {described['reason']}"
+        case "open":
+            since, until = described["since"], described["until"]
+            return f"{described['name']}: circuit open since {since}, tried again at {until}: {described['reason']}"
+        case _:
+            return f"{described['name']}: asked"
+
+
+def _end(stop: Stop) -> float:
+    return stop.since + stop.seconds
 
 
 def _readable(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -24,20 +24,42 @@ class Kind(StrEnum):
     """Accept, send the head and half of the body of the answer, and close the connection."""
     DROP = "drop"
     """Close the connection without accepting."""
+    BAD_REQUEST = "400"
+    """Refuse the email."""
     UNAUTHORIZED = "401"
     """Refuse the credentials."""
+    NO_CREDIT = "402"
+    """Refuse for want of credit."""
+    FORBIDDEN = "403"
+    """Refuse what these credentials may do."""
+    NOT_FOUND = "404"
+    """Know nothing of this path."""
+    TIMED_OUT = "408"
+    """Say that the request took too long, without accepting."""
+    TOO_LARGE = "413"
+    """Refuse the size."""
+    UNPROCESSABLE = "422"
+    """Refuse the email, in another word."""
     RATE_LIMITED = "429"
     """Refuse for now."""
     SERVER_ERROR = "500"
     """Fail without accepting."""
+    BAD_GATEWAY = "502"
+    """Fail in front of the provider, without accepting."""
     UNAVAILABLE = "503"
     """Be unavailable, without accepting."""
     HANG = "hang"
     """Neither accept nor answer."""
     DELAY = "delay"
-    """Wait, then go on as usual: the client may have given up by then."""
+    """Process slowly, then go on as usual: the client may have given up by then, and the key is in use meanwhile."""
+    LATE = "late"
+    """Reach the provider late: a repetition can overtake it."""
     IN_PROGRESS = "in_progress"
     """Say that a request under this key is still running, without accepting."""
+    CONFLICT = "conflict"
+    """Say that this key stands for another body, without accepting."""
+    MISSING = "missing"
+    """Find nothing, whatever there is: of look-ups only."""
 
     @property
     def accepts(self) -> bool:
@@ -50,6 +72,18 @@ class Kind(StrEnum):
         return self.removeprefix(_ACCEPT_THEN)
 
 
+class Target(StrEnum):
+    """What a fault strikes."""
+
+    SEND = "send"
+    LOOKUP = "lookup"
+
+
+#: What can strike a look-up.
+_OF_LOOKUPS = frozenset({kind for kind in Kind if kind.isdecimal()} | {Kind.DROP, Kind.HANG, Kind.DELAY, Kind.MISSING})
+_PAUSES = frozenset({Kind.DELAY, Kind.LATE})
+
+
 class BadFault(ValueError):
     """Raised when a fault is ordered that cannot be; the message says what was wrong with it."""
 
@@ -58,12 +92,14 @@ class BadFault(ValueError):
 class Fault:
     """One order: `kind` is its `fault` in JSON.
 
-    It strikes `provider` (or all, `*`), with the probability `rate`, `times` times (None: until cleared). `delay_ms`
-    passes before it does; `retry_after` goes with an answer, as the header of that name, in seconds.
+    It strikes requests of `provider` (or of all, `*`) that send (or look up, as `on` says), with the probability
+    `rate`, `times` times (None: until cleared). `delay_ms` passes before it does; `retry_after` goes with an answer, as
+    the header of that name, in seconds.
     """
 
     provider: str
     kind: Kind
+    on: Target = Target.SEND
     times: int | None = None
     rate: float = 1.0
     delay_ms: float = 0.0
@@ -77,11 +113,20 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What one request gets: a pause, and the fault that strikes it, if any; `name` is how the log calls it."""
+    """What one request gets: pauses on its way and while it is processed, and the fault that strikes it, if any.
 
+    `name` is how the log calls it.
+    """
+
+    late_seconds: float = 0.0
     delay_seconds: float = 0.0
     fault: Fault | None = None
     name: str | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Both pauses."""
+        return self.late_seconds + self.delay_seconds
 
 
 class Faults:
@@ -103,15 +148,23 @@ class Faults:
         """Those that can still strike, with what is left of their `times`."""
         return list(self._active)
 
-    def draw(self, provider: str) -> Draw:
-        """Throw the dice for one request: all delays that fall add up, and the first other fault that falls strikes."""
-        ours = [fault for fault in self._active if fault.provider in {"*", provider}]
-        waits = [fault for fault in ours if fault.kind is Kind.DELAY and self._falls(fault)]
-        struck = next((fault for fault in ours if fault.kind is not Kind.DELAY and self._falls(fault)), None)
+    def draw(self, provider: str, on: Target = Target.SEND, cannot: Container[Kind] = frozenset()) -> Draw:
+        """Throw the dice for one request: all pauses that fall add up, and the first other fault that falls strikes.
+
+        `cannot` are those that this provider has no words for.
+        """
+        ours = [
+            fault for fault in self._active
+            if fault.provider in {"*", provider} and fault.on is on and fault.kind not in cannot
+        ]  # fmt: skip
+        waits = [fault for fault in ours if fault.kind in _PAUSES and self._falls(fault)]
+        struck = next((fault for fault in ours if fault.kind not in _PAUSES and self._falls(fault)), None)
         applied = [*waits, struck] if struck else waits
         self._spend(applied)
+        late = sum(fault.delay_ms for fault in waits if fault.kind is Kind.LATE) / 1000
         return Draw(
-            delay_seconds=sum(fault.delay_ms for fault in applied) / 1000,
+            late_seconds=late,
+            delay_seconds=sum(fault.delay_ms for fault in applied) / 1000 - late,
             fault=struck,
             name=(struck or waits[0]).kind if applied else None,
         )
@@ -143,8 +196,10 @@ def parse_fault(order: object, providers: Iterable[str]) -> Fault:
         raise BadFault(f"unknown provider {order['provider']!r}; known: {', '.join(known)}")
     fields = {name: read(name, order[name]) for name, read in _FIELDS.items() if name in order}
     fault = Fault(provider=fields.pop("provider", "*"), kind=fields.pop("fault"), **fields)
-    if fault.kind is Kind.DELAY and not fault.delay_ms:
-        raise BadFault("delay needs a delay_ms of more than 0")
+    if fault.kind in _PAUSES and not fault.delay_ms:
+        raise BadFault(f"{fault.kind} needs a delay_ms of more than 0")
+    if (fault.kind not in _OF_LOOKUPS) if fault.on is Target.LOOKUP else fault.kind is Kind.MISSING:
+        raise BadFault(f"{fault.kind} cannot strike a {fault.on}")
     return fault
 
 
@@ -153,6 +208,13 @@ def _kind(name: str, value: Any) -> Kind:
         return Kind(str(value) if type(value) is int else value)
     except ValueError:
         raise BadFault(f"unknown {name} {value!r}; known: {', '.join(Kind)}") from None
+
+
+def _target(name: str, value: Any) -> Target:
+    try:
+        return Target(value)
+    except ValueError:
+        raise BadFault(f"{name} is {value!r}: it must be {' or '.join(Target)}") from None
 
 
 def _times(name: str, value: Any) -> int | None:
@@ -185,6 +247,7 @@ _DAY_MS = 86_400_000
 _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "provider": lambda _name, value: value,
     "fault": _kind,
+    "on": _target,
     "times": _times,
     "rate": _rate,
     "delay_ms": _delay,

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
-from workers.sandbox.dialect import Mail
+from workers.sandbox.dialect import Mail, Shown
+
+#: How much text and HTML of emails is kept, in characters. Beside it an acceptance takes 1 KiB, a request 0.4 KiB.
+MAX_TEXT: Final = 64 * 1024 * 1024
 
 
 def timestamp(now: float) -> str:
@@ -28,41 +33,85 @@ class Accepted:
     at: str
 
 
+@dataclass(slots=True)
+class _Kept:
+    """One acceptance with its email; `at` in Unix seconds."""
+
+    entry: Accepted
+    mail: Mail
+    at: float
+    shortened: bool = False
+
+    def shorten(self) -> None:
+        self.mail, self.shortened = replace(self.mail, text=None, html=None), True
+
+
 class AcceptedLog:
-    """Every acceptance, in order; only a person's `clear` takes any away."""
+    """Every acceptance, in order; only a person's `clear` takes any away, and a provider's look-ups show it even so.
+
+    The texts of the emails are kept up to `MAX_TEXT` in all: beyond, those of the oldest emails go.
+    """
 
     def __init__(self) -> None:
         self._entries: list[Accepted] = []
-        self._by_id: dict[str, tuple[Accepted, Mail]] = {}
+        self._by_id: dict[str, _Kept] = {}
+        self._by_provider: dict[str, list[_Kept]] = {}
+        self._whole: deque[_Kept] = deque()
+        self._kept_length = 0
+        self._told: list[Callable[[Accepted, Mail], None]] = []
         self.generation = secrets.token_hex(8)
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, entry: Accepted, mail: Mail) -> None:
-        """Append one acceptance."""
+    def tell(self, listener: Callable[[Accepted, Mail], None]) -> None:
+        """Call it for every acceptance from now on."""
+        self._told.append(listener)
+
+    def add(self, entry: Accepted, mail: Mail, at: float) -> None:
+        """Append one acceptance, made `at` (Unix seconds)."""
+        kept = _Kept(entry, mail, at)
         self._entries.append(entry)
-        self._by_id[entry.id] = (entry, mail)
+        self._by_id[entry.id] = kept
+        self._by_provider.setdefault(entry.provider, []).append(kept)
+        self._whole.append(kept)
+        self._kept_length += _length(mail)
+        while self._kept_length > MAX_TEXT:
+            oldest = self._whole.popleft()
+            self._kept_length -= _length(oldest.mail)
+            oldest.shorten()
+        for listener in self._told:
+            listener(entry, mail)
 
     def entries(self, *, provider: str | None = None, after: int = 0) -> list[Accepted]:
         """The acceptances behind the first `after` ones, of one provider or of all."""
         later = self._entries[after:]
         return later if provider is None else [entry for entry in later if entry.provider == provider]
 
+    def shown(self, provider: str, since: float, until: float) -> Iterator[Shown]:
+        """The acceptances of a provider from `since` up to and with `until` (Unix seconds), newest first."""
+        for kept in reversed(self._by_provider.get(provider, ())):
+            if since <= kept.at <= until:
+                yield Shown(kept.entry.id, kept.entry.key, kept.at, kept.mail)
+
     def find(self, entry_id: str) -> dict[str, Any] | None:
-        """One acceptance with everything that is known of its email."""
-        found = self._by_id.get(entry_id)
-        if found is None:
+        """One acceptance with everything that is known of its email; `shortened` once its texts are gone."""
+        kept = self._by_id.get(entry_id)
+        if kept is None:
             return None
-        entry, mail = found
-        shown = asdict(mail)
-        return {"from": shown.pop("sender"), **shown, **asdict(entry)}
+        shown = asdict(kept.mail)
+        whole = {"from": shown.pop("sender"), **shown, **asdict(kept.entry)}
+        return whole | {"shortened": True} if kept.shortened else whole
 
     def clear(self) -> None:
         """Forget every acceptance; `generation` changes, so that a reader knows that its offset is void."""
         self._entries.clear()
         self._by_id.clear()
         self.generation = secrets.token_hex(8)
+
+
+def _length(mail: Mail) -> int:
+    return len(mail.text or "") + len(mail.html or "")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Protocol
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -17,10 +18,24 @@ from workers.sandbox.wire import Wire
 _GRACE_SECONDS = 1
 
 
+class Beside(Protocol):
+    """What runs in the same event loop, from before the first request to after the last."""
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        ...
+
+    async def stop(self) -> None:
+        """End, whatever hangs."""
+        ...
+
+
 class Server(uvicorn.Server):
     """Serves one application on one socket; sets `stopping` when it is told to stop, calls `ready` once it runs."""
 
-    def __init__(self, app: ASGIApp, stopping: asyncio.Event, ready: Callable[[int], None]) -> None:
+    def __init__(
+        self, app: ASGIApp, stopping: asyncio.Event, ready: Callable[[int], None], beside: Beside | None = None
+    ) -> None:
         config = uvicorn.Config(
             app,
             http=Wire,
@@ -36,9 +51,12 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._stopping = stopping
         self._ready = ready
+        self._beside = beside
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say on which port."""
+        if self._beside is not None:
+            await self._beside.start()
         await super().startup(sockets)
         for listener in sockets or []:
             self._ready(listener.getsockname()[1])
@@ -46,6 +64,8 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End what waits before the requests are waited for."""
         self._stopping.set()
+        if self._beside is not None:
+            await self._beside.stop()
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
@@ -69,18 +89,26 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def run(app: ASGIApp, stopping: asyncio.Event, listener: socket.socket, ready: Callable[[int], None]) -> None:
+def run(
+    app: ASGIApp,
+    stopping: asyncio.Event,
+    listener: socket.socket,
+    ready: Callable[[int], None],
+    beside: Beside | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT; to be called in the main thread."""
     with listener:
-        Server(app, stopping, ready).run(sockets=[listener])
+        Server(app, stopping, ready, beside).run(sockets=[listener])
 
 
 @contextlib.contextmanager
-def run_in_thread(app: ASGIApp, stopping: asyncio.Event, listener: socket.socket) -> Iterator[int]:
+def run_in_thread(
+    app: ASGIApp, stopping: asyncio.Event, listener: socket.socket, beside: Beside | None = None
+) -> Iterator[int]:
     """Serve from a thread for as long as the context lasts; gives the port."""
     port = listener.getsockname()[1]
     started = threading.Event()
-    server = Server(app, stopping, lambda _port: started.set())
+    server = Server(app, stopping, lambda _port: started.set(), beside)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="idem-sandbox", daemon=True)
     with listener:
         thread.start()

@@ -57,6 +57,11 @@ class Wire(H11Protocol):
         self.transport.close()
         await self._gone.wait()
 
+    async def stop_short(self, status: int) -> None:
+        """Begin an answer, and close the connection in its first header."""
+        self.transport.write(b"HTTP/1.1 %d \r\ncontent-" % status)
+        await self.close()
+
     async def hang(self) -> None:
         """Say nothing until the client gives up, or the server stops."""
         if self._stopping:
@@ -90,7 +95,7 @@ class Hanging(Response):
 
 
 class Truncated(Response):
-    """An answer of which the head and half of the body are sent; then the connection closes."""
+    """An answer of which the head and half of the body are sent, or half of a head without a body; then it is over."""
 
     def __init__(self, whole: Response) -> None:
         super().__init__(whole.body, whole.status_code)
@@ -98,6 +103,9 @@ class Truncated(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Announce the whole length, and send half of it."""
+        if not self.body:
+            await wire_of(scope).stop_short(self.status_code)
+            return
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         half = bytes(self.body[: len(self.body) // 2])
         await send({"type": "http.response.body", "body": half, "more_body": True})

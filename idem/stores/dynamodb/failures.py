@@ -40,7 +40,9 @@ class Kind(Enum):
     DENIED = auto()
     """An administrator has to grant an action."""
     STRANGER = auto()
-    """The credentials are wrong, or the clock is."""
+    """The credentials are wrong."""
+    SKEWED = auto()
+    """This machine's clock is wrong, by more than AWS lets pass."""
     MISSING = auto()
     """The table or the bucket has to be created."""
     TOO_LARGE = auto()
@@ -70,7 +72,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "ConditionalRequestConflict": Kind.BUSY,
     "ResourceInUse": Kind.BUSY,
     "ExpiredToken": Kind.EXPIRED,
-    "RequestExpired": Kind.EXPIRED,
+    "RequestExpired": Kind.SKEWED,
     "AccessDenied": Kind.DENIED,
     "UnauthorizedOperation": Kind.DENIED,
     "UnrecognizedClient": Kind.STRANGER,
@@ -80,7 +82,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "InvalidClientTokenId": Kind.STRANGER,
     "InvalidAccessKeyId": Kind.STRANGER,
     "SignatureDoesNotMatch": Kind.STRANGER,
-    "RequestTimeTooSkewed": Kind.STRANGER,
+    "RequestTimeTooSkewed": Kind.SKEWED,
     "ResourceNotFound": Kind.MISSING,
     "TableNotFound": Kind.MISSING,
     "NoSuchBucket": Kind.MISSING,
@@ -133,6 +135,7 @@ _MESSAGES: Final[Mapping[Kind, tuple[type[LedgerError], str]]] = {
     Kind.EXPIRED: (LedgerUnavailable, "{place} refuses expired AWS credentials ({code}): renew them"),
     Kind.DENIED: (LedgerUnusable, "{place}: the AWS credentials may not do {action}; allow them that action"),
     Kind.STRANGER: (LedgerUnusable, "{place} refuses the AWS credentials ({code}): check them, and the clock"),
+    Kind.SKEWED: (LedgerUnusable, "{place} refuses the time of the request: set the clock of this machine"),
     Kind.MISSING: (LedgerUnusable, "{place} does not exist in this region: {create}"),
     Kind.TOO_LARGE: (LedgerError, "{place} takes no record of more than 400 KB; this one was not written"),
     Kind.WRONG: (LedgerUnusable, "{place} refuses the request ({code}): see whether it is the one that was meant"),
@@ -150,6 +153,9 @@ def failure(place: Place, action: str, error: Mapping[str, Any], status: int = 0
 def _kind(code: str, message: str, status: int) -> Kind:
     if code in {"Validation", "ValidationError"} and "size has exceeded" in message:
         return Kind.TOO_LARGE
+    if "Signature expired" in message or "Signature not yet current" in message:
+        # Under the code of a wrong signature, which would send a person to look at the credentials.
+        return Kind.SKEWED
     found = KINDS.get(code)
     if found is None:
         # A code that is new to us: the server's own failures mend themselves, the others are ours.

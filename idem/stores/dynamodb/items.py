@@ -31,7 +31,7 @@ Item = dict[str, Value]
 INDEXED: Final = (State.IN_DOUBT, State.REJECTED, State.UNSURE, State.RETRY)
 
 #: What may be forgotten in the end. A record in doubt stays until somebody has settled it.
-FORGETTABLE: Final = frozenset({State.SENT, State.REJECTED, State.SPLIT})
+FORGETTABLE: Final = frozenset({State.SENT, State.REJECTED, State.DROPPED, State.SPLIT})
 
 #: Parts of the index that each state is spread over. One part takes 1,000 writes a second, and an index that is
 #: throttled throttles the table; in an outage of the provider, every attempt writes RETRY. Part of the format.

@@ -16,6 +16,7 @@ from idem.protocol import Record, State
 from idem.stores.base import VANISHED
 from idem.stores.dynamodb.batch import GroupWriter
 from idem.stores.dynamodb.bodies import Bucket, add_body, read_body
+from idem.stores.dynamodb.cells import cell_key, read_cell, swap_cell
 from idem.stores.dynamodb.connection import Connection, DynamoClient
 from idem.stores.dynamodb.failures import table_place, translated
 from idem.stores.dynamodb.items import (
@@ -30,16 +31,23 @@ from idem.stores.dynamodb.items import (
 from idem.stores.dynamodb.table import INDEX, Table
 from idem.stores.dynamodb.writes import PlainWriter, Write, Writer
 
-#: Ninety days: longer than a message can live in a queue, a dead-letter queue and their redrives together.
+#: Ninety days: longer than a message can live in SQS and its dead letters (`idem.policy.Durations` has the sum).
 RETENTION_SECONDS: Final = 90 * 86_400.0
 
 #: The most that one BatchGetItem takes.
 _PAGE: Final = 100
 _TRIES: Final = 10
 
+#: In the index these would cost every email that is sent two write units more, and twice as much in all. One look
+#: through the table costs half a read unit for each 4 KB of it, and is for a person, who has lost sight of a job.
+_IN_FLIGHT: Final = (State.SENDING, State.RENDERING)
+
+#: Of 1 MB each: about 20 million records, for 1.3 million read units.
+_SCANNED_PAGES: Final = 10_000
+
 
 class DynamoStore:
-    """Records in one table, under one namespace. See `Store`; `list` and `count` know only the states of `INDEXED`."""
+    """Records in one table, under one namespace. See `Store`; `count` knows only the states of `INDEXED`."""
 
     def __init__(  # noqa: PLR0913 - each is one thing that a deployment decides
         self,
@@ -97,15 +105,28 @@ class DynamoStore:
         return stored
 
     def list(self, state: State, limit: int) -> Iterator[Record]:
-        """See `Store.list`. `LedgerError` for a state that is not indexed; sent emails would cost a unit more."""
-        if state not in INDEXED:
-            listed = ", ".join(indexed.value for indexed in INDEXED)
-            raise LedgerError(f"{self._place.name} cannot list {state.value} records; it lists {listed}")
-        return islice(self._listed(state), limit)
+        """See `Store.list`. What is in flight is looked for in the whole table, at a cost; what has been sent is not.
+
+        Raises `LedgerError` for `sent` and `split`, and for a table that is too large to be looked through.
+        """
+        if state in INDEXED:
+            return islice(self._listed(state), limit)
+        if state in _IN_FLIGHT:
+            return self._in_flight(state, limit)
+        listed = ", ".join(known.value for known in (*INDEXED, *_IN_FLIGHT))
+        raise LedgerError(f"{self._place.name} cannot list {state.value} records; it lists {listed}")
 
     def count(self) -> Mapping[State, int]:
         """See `Store.count`; only the states of `INDEXED` are in it, each also when there are none."""
         return {state: sum(self._count(part) for part in attention_keys(self._namespace, state)) for state in INDEXED}
+
+    def read_cell(self, name: str) -> bytes | None:
+        """See `Cells.read_cell`."""
+        return read_cell(self._connection, self._name, cell_key(self._namespace, name))
+
+    def swap_cell(self, name: str, old: bytes | None, new: bytes) -> bytes | None:
+        """See `Cells.swap_cell`."""
+        return swap_cell(self._connection, self._name, cell_key(self._namespace, name), old, new)
 
     def close(self) -> None:
         """See `Store.close`."""
@@ -130,6 +151,35 @@ class DynamoStore:
             found = {item["pk"]["S"]: item for item in self._read_all(page)}
             records = (self._record(found[pk]) for pk in page if pk in found)
             yield from (record for record in records if record.state is state)
+
+    def _in_flight(self, state: State, limit: int) -> Iterator[Record]:
+        """The scan says where to look, as the index does; of what it finds, only the oldest are kept in memory."""
+        found = heapq.nsmallest(limit, self._scan(state))
+        for start in range(0, len(found), _PAGE):
+            page = [pk for _, pk in found[start : start + _PAGE]]
+            records = sorted(map(self._record, self._read_all(page)), key=lambda record: record.updated_at)
+            yield from (record for record in records if record.state is state)
+
+    def _scan(self, state: State) -> Iterator[tuple[float, str]]:
+        """When each record in the state was last changed, and its primary key."""
+        request: dict[str, Any] = {
+            "TableName": self._name,
+            "FilterExpression": "s = :s AND begins_with(pk, :pk)",
+            "ExpressionAttributeValues": {":s": {"S": state.value}, ":pk": {"S": partition_key(self._namespace, "")}},
+            "ProjectionExpression": "pk, r",
+        }
+        for _ in range(_SCANNED_PAGES):
+            with translated(self._place, "dynamodb:Scan"):
+                answer = self._client.scan(**request)
+            for item in answer["Items"]:
+                yield item_to_record(item, None).updated_at, item["pk"]["S"]
+            if "LastEvaluatedKey" not in answer:
+                return
+            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+        raise LedgerError(
+            f"{self._place.name} is too large to be looked through for {state.value} records "
+            f"({_SCANNED_PAGES:,} MB were): export the table, and look there"
+        )
 
     def _query(self, part: str, **options: Any) -> Iterator[Item]:
         for answer in self._pages(part, **options):

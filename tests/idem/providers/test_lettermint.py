@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -14,9 +13,12 @@ from hypothesis import strategies as st
 from idem.clock import Deadline, SystemClock
 from idem.email import Email
 from idem.errors import UnsupportedEmail
-from idem.outcome import Accepted, Ground, NotSent, Outcome, Rejected, Unknown
+from idem.outcome import Accepted, Ground, NotSent, Outcome, Unknown
+from idem.providers.api import HttpProvider
 from idem.providers.http import Answer, HttpClient, NoAnswer, Phase
-from idem.providers.lettermint import CONTRACT, Lettermint, outcome, payload
+from idem.providers.lettermint import API, CONTRACT, encode, encode_batch, read_batch
+from tests import answers
+from tests.answers import Expected, OneAnswer, answer
 from tests.fakes import make_email
 
 FULL: dict[str, Any] = {
@@ -35,22 +37,16 @@ FULL: dict[str, Any] = {
 }
 
 
-class OneAnswer(HttpClient):
-    """Answers every exchange alike, and keeps what it was asked."""
+def lettermint(token: str, base_url: str = CONTRACT.base_url, http: HttpClient | None = None) -> HttpProvider:
+    return HttpProvider(API, token, base_url, http)
 
-    def __init__(self, found: Answer | NoAnswer) -> None:
-        super().__init__()
-        self._found = found
-        self.asked: list[tuple[str, Mapping[str, str], bytes]] = []
 
-    def post(self, url: str, headers: Mapping[str, str], body: bytes, deadline: Deadline) -> Answer | NoAnswer:  # noqa: ARG002 - the same answer at any time
-        self.asked.append((url, headers, body))
-        return self._found
+def payload(email: Email) -> bytes:
+    return encode(email, "a-key").data
 
 
 def say(status: int, body: object = b"", **headers: str) -> Outcome:
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return outcome(Answer(status, {name.replace("_", "-"): value for name, value in headers.items()}, data))
+    return answers.say(CONTRACT, status, body, **headers)
 
 
 # What is sent.
@@ -86,7 +82,7 @@ def test_every_part_counts(part: str) -> None:
 
 def test_one_request_with_the_key_and_the_token() -> None:
     http = OneAnswer(Answer(202, {}, b'{"message_id":"m1"}'))
-    sent = Lettermint("lm_secret", "https://api.example/v1/", http).send(
+    sent = lettermint("lm_secret", "https://api.example/v1/", http).send(
         make_email(), "the-key", Deadline.after(SystemClock(), 1)
     )
     assert sent == Accepted("m1")
@@ -100,7 +96,7 @@ def test_one_request_with_the_key_and_the_token() -> None:
 
 @pytest.mark.parametrize("phase", Phase)
 def test_no_answer_is_what_the_wire_says(phase: Phase) -> None:
-    found = Lettermint("t", http=OneAnswer(NoAnswer(phase, "why"))).send(
+    found = lettermint("t", http=OneAnswer(NoAnswer(phase, "why"))).send(
         make_email(), "k", Deadline.after(SystemClock(), 1)
     )
     assert found == (NotSent("why") if phase <= Phase.NOT_WRITTEN else Unknown("why"))
@@ -108,16 +104,23 @@ def test_no_answer_is_what_the_wire_says(phase: Phase) -> None:
 
 def test_more_than_one_tag_is_refused_before_anything_is_sent() -> None:
     """A part that has no place in the API is not dropped in silence."""
-    provider = Lettermint("t")
+    provider = lettermint("t")
     provider.check(make_email())
     provider.check(make_email(tags=["a"]))
-    with pytest.raises(UnsupportedEmail, match="one tag") as caught:
+    with pytest.raises(UnsupportedEmail, match="at most 1") as caught:
         provider.check(make_email(tags=["a", "b"]))
     assert caught.value.field == "tags"
 
 
+@pytest.mark.parametrize("tag", ["a/b", "ü", "a,b", "a\u00a0b"])
+def test_a_tag_that_is_not_allowed_is_refused(tag: str) -> None:
+    lettermint("t").check(make_email(tags=["Order Confirmation_20-26"]))
+    with pytest.raises(UnsupportedEmail, match="letters, digits"):
+        lettermint("t").check(make_email(tags=[tag]))
+
+
 def test_the_token_is_in_no_representation() -> None:
-    assert "lm_secret" not in repr(Lettermint("lm_secret"))
+    assert "lm_secret" not in repr(lettermint("lm_secret"))
 
 
 def test_the_contract_is_of_a_provider_that_replays() -> None:
@@ -159,20 +162,13 @@ _MISMATCHES = [
         (402, b"", NotSent("HTTP 402: no message")),
         (404, b"", NotSent("HTTP 404: no message")),
         (405, b"", NotSent("HTTP 405: no message")),
-        (429, {"message": "Too Many Attempts."}, NotSent("HTTP 429: Too Many Attempts.")),
+        (429, {"message": "Too Many Attempts."}, NotSent("HTTP 429: Too Many Attempts.", limited=True)),
         *((status, b"", Unknown) for status in (100, 101, 301, 302, 307, 304, 406, 408, 410, 418, 423, 424, 425, 499)),
         *((status, b"<html>", Unknown) for status in (500, 501, 502, 503, 504, 520, 599, 600, 999)),
     ],
 )
-def test_the_outcome_table(status: int, body: object, expected: Outcome | type[Outcome] | Ground) -> None:
-    found = say(status, body)
-    if isinstance(expected, Ground):
-        assert isinstance(found, Rejected)
-        assert found.ground is expected
-    elif isinstance(expected, type):
-        assert isinstance(found, expected)
-    else:
-        assert found == expected
+def test_the_outcome_table(status: int, body: object, expected: Expected) -> None:
+    assert answers.is_as(say(status, body), expected)
 
 
 @given(st.integers(100, 999), st.binary(max_size=200))
@@ -218,3 +214,90 @@ def test_a_message_that_is_no_message(message: object) -> None:
     found = say(500, {"message": message, "errors": message})
     assert isinstance(found, Unknown)
     assert found.detail.startswith("HTTP 500: ")
+
+
+# Batches.
+
+
+def test_a_batch_is_a_list_of_emails_with_their_keys() -> None:
+    http = OneAnswer(
+        answer(202, [{"message_id": "m1", "status": "pending"}, {"message_id": "m2", "status": "pending"}])
+    )
+    emails = [(make_email(tags=["t"]), "key-1"), (make_email("Second"), "key-2")]
+    assert lettermint("t", http=http).send_each(emails, answers.soon()) == (Accepted("m1"), Accepted("m2"))
+    ((url, headers, body),) = http.asked
+    assert url == "https://api.lettermint.co/v1/send/batch"
+    assert "Idempotency-Key" not in headers
+    assert body == encode_batch(emails).data
+    first, second = json.loads(body)
+    assert (first.pop("idempotency_key"), second.pop("idempotency_key")) == ("key-1", "key-2")
+    assert first == json.loads(payload(emails[0][0]))
+    assert second == json.loads(payload(emails[1][0]))
+
+
+def refusal(status: int, *accepted: int, **more: Any) -> Answer:
+    listed = [{"index": index, "message_id": f"m{index}"} for index in accepted]
+    return answer(status, {"error": {"code": "X", "message": "no", "details": {"accepted": listed}}, **more})
+
+
+_MISMATCH = {"message": _MISMATCHES[0]}
+_INVALID = {"message": "The 1.to field is required.", "errors": {"1.to": ["The 1.to field is required."]}}
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (answer(202, [{"message_id": f"m{i}"} for i in range(3)]), [Accepted("m0"), Accepted("m1"), Accepted("m2")]),
+        (answer(202, [{"message_id": "m0"}]), [Unknown] * 3),
+        (answer(202, [{"message_id": "m0"}, {"message_id": ""}, {}]), [Unknown] * 3),
+        (answer(202, {"message_id": "m0"}), [Unknown] * 3),
+        (answer(202, b"<html>"), [Unknown] * 3),
+        (answer(409, _MISMATCH), None),
+        (answer(409, b""), None),
+        (answer(422, _MISMATCH), None),
+        (answer(422, _INVALID), [NotSent, Ground.PAYLOAD, NotSent]),
+        (answer(422, {"message": "no", "errors": {"x": ["?"], "12x": [], "7.to": []}}), None),
+        (answer(422, {"message": "at most 500", "errors": ["?"]}), None),
+        (refusal(422, 0), [Accepted("m0"), Ground.PAYLOAD, NotSent]),
+        (refusal(403, 0, 1), [Accepted("m0"), Accepted("m1"), Ground.GATE]),
+        (refusal(403), [Ground.GATE, NotSent, NotSent]),
+        (refusal(422, 0, 1, 2), None),
+        (answer(403, {"message": "Forbidden"}), None),
+        (refusal(429, 0), [Accepted("m0"), NotSent, NotSent]),
+        (refusal(401), [NotSent("HTTP 401: X no", credentials=True)] * 3),
+        (refusal(500, 0), [Accepted("m0"), Unknown, Unknown]),
+        (refusal(500, 2, 9), [Unknown, Unknown, Accepted("m2")]),
+        (answer(500, {"error": {"details": {"accepted": [{"index": "0", "message_id": "m"}]}}}), [Unknown] * 3),
+        (answer(500, b"<html>"), [Unknown] * 3),
+        (NoAnswer(Phase.WRITTEN, "why"), [Unknown] * 3),
+        (NoAnswer(Phase.NOT_CONNECTED, "why"), [NotSent] * 3),
+    ],
+)
+def test_what_a_batch_proves_of_each_email(found: Answer | NoAnswer, expected: list[Expected] | None) -> None:
+    """Those before the one that failed are accepted; a batch refused as a whole (None) accuses nobody."""
+    outcomes = read_batch(found, 3)
+    assert (outcomes is None) == (expected is None)
+    pairs = zip(outcomes or (), expected or (), strict=True)
+    assert [index for index, (outcome, said) in enumerate(pairs) if not answers.is_as(outcome, said)] == [], outcomes
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (answer(409, _MISMATCH), Ground.CONFLICT),
+        (answer(409, {"message": "still being processed"}), Unknown),
+        (answer(422, {"message": "no"}), Ground.PAYLOAD),
+        (answer(403, b""), Ground.GATE),
+        (answer(202, [{"message_id": "m0"}]), Accepted("m0")),
+    ],
+)
+def test_a_batch_of_one_is_told_the_reason(found: Answer, expected: Expected) -> None:
+    (outcome,) = read_batch(found, 1) or ()
+    assert answers.is_as(outcome, expected)
+
+
+@given(st.integers(100, 599), st.binary(max_size=200), st.integers(1, 4))
+def test_no_answer_to_a_batch_is_taken_for_more_than_it_says(status: int, body: bytes, count: int) -> None:
+    outcomes = read_batch(Answer(status, {}, body), count)
+    assert outcomes is None or len(outcomes) == count
+    assert not any(isinstance(outcome, Accepted) for outcome in outcomes or ())

@@ -22,12 +22,13 @@ import redis
 from redis.cluster import RedisCluster
 from redis.crc import key_slot
 
+from idem.bulk import Ready
 from idem.errors import LedgerError, LedgerUnavailable, LedgerUnusable, SettingsError
 from idem.ledger import Claim, Ledger
 from idem.outcome import Accepted
 from idem.policy import Policy
 from idem.protocol import Intent, Record, State
-from idem.send import Ended, Ready, Render, Sender
+from idem.send import Ended, Render, Sender
 from idem.stores import redis as module
 from idem.stores.redis import RedisStore, Sync, connector
 from tests import valkey

@@ -259,7 +259,7 @@ def wait_briefly(condition: Callable[[], object]) -> bool:
 
 def test_what_is_written_is_on_the_disk_before_it_is_answered_and_never_evicted(place: Place) -> None:
     """A kill cannot tell: what a process has written, the kernel keeps. A power cut could."""
-    client = place.broker().client
+    client = place.broker().link.client
 
     found = {name: client.config_get(name)[name] for name in ("appendonly", "appendfsync", "maxmemory-policy", "port")}
     assert found == {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction", "port": "0"}
@@ -365,7 +365,7 @@ def test_the_client_never_repeats_a_command_by_itself(place: Place) -> None:
     broker = place.broker()
     place.enqueue(broker)
     os.kill(place.servers()[0], signal.SIGKILL)
-    pool = broker.client.connection_pool
+    client = broker.link.client
 
-    assert isinstance(pool, redis.ConnectionPool)
-    assert pool.connection_kwargs["retry"].get_retries() == 0
+    assert isinstance(client, redis.Redis)
+    assert client.connection_pool.connection_kwargs["retry"].get_retries() == 0

@@ -22,12 +22,13 @@ from dramatiq.errors import ConnectionClosed
 from idem.errors import BrokerUnavailable
 from tests.workers.parts import Running, Sandbox, StartIdem, Valkey, make_email, wait_for
 from workers.brokers.base import Acknowledge, Backlog, Bury, Retry, dispose
-from workers.brokers.redis import RedisBroker, connect
+from workers.brokers.redis import RedisBroker
+from workers.brokers.servers import connect
 from workers.jobs import QUEUE, email_message
 
 _VISIBILITY_SECONDS = 0.6
 #: Keys of the broker's own, for looking behind its back.
-_NS = "idem:test"
+_NS = "{idem:test}"
 _READY, _MESSAGES, _DEAD = f"{_NS}:{QUEUE}", f"{_NS}:{QUEUE}.msgs", f"{_NS}:{QUEUE}.XQ.msgs"
 
 
@@ -151,15 +152,14 @@ class TestPlaces:
 
         assert side.fetch().message_id == sent
 
-    def test_a_buried_message_is_kept_with_the_reason(self, side: Side, raw: redis.Redis) -> None:
+    def test_a_buried_message_is_kept_with_the_reason(self, side: Side) -> None:
         side.enqueue()
         message = side.fetch()
         side.finish(message, Bury("its key already stands for another email"))
 
-        (kept,) = raw.hvals(_DEAD)
-        buried = json.loads(kept)
-        assert buried["options"]["reason"] == "its key already stands for another email"
-        assert buried["kwargs"] == message.kwargs
+        (letter,) = side.broker.dead_letters()
+        assert letter.reason == "its key already stands for another email"
+        assert json.loads(letter.payload)["kwargs"] == message.kwargs
 
     def test_the_dead_letters_outlive_maintenance(self, side: Side, raw: redis.Redis) -> None:
         """Dramatiq's own maintenance drops them after a week."""
@@ -171,7 +171,6 @@ class TestPlaces:
 
         side.broker._maintained_at = 0.0
         side.broker.maintain(QUEUE)
-        side.broker.do_ack(QUEUE, "x")
 
         assert side.backlog() == (0, 0, 0, 1)
 
@@ -382,8 +381,8 @@ class TestWorkerThreads:
         _put(raw, "poison", _wire(actor_name="other", args=[1]))
         wait_for(lambda: side.backlog() == (0, 0, 0, 1))
 
-        (kept,) = raw.hvals(_DEAD)
-        assert json.loads(kept)["options"]["reason"] == "it names the actor other, not one of ours"
+        (letter,) = side.broker.dead_letters()
+        assert letter.reason == "it names the actor other, not one of ours"
         assert performed == []
 
     def test_an_eta_from_the_wire_makes_no_copies(self, side: Side, raw: redis.Redis, performed: list[str]) -> None:
@@ -552,7 +551,8 @@ def _lose_answers(monkeypatch: pytest.MonkeyPatch, broker: RedisBroker, lost: st
 
 _HOLDER = """
 import sys, time
-from workers.brokers.redis import RedisBroker, connect
+from workers.brokers.redis import RedisBroker
+from workers.brokers.servers import connect
 broker = RedisBroker(connect(sys.argv[1]), namespace="test", visibility_seconds=float(sys.argv[2]))
 broker.declare_queue("default")
 consumer = broker.consume("default", prefetch=4, timeout=10)

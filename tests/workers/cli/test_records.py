@@ -13,7 +13,7 @@ from idem.protocol import State
 from tests.workers.parts import RunIdem, Sandbox, make_email
 from workers import App, Settings
 
-_STATES = ["rendering", "sending", "retry", "unsure", "sent", "rejected", "in_doubt", "split"]
+_STATES = ["rendering", "sending", "retry", "unsure", "sent", "rejected", "in_doubt", "dropped", "split"]
 
 
 @pytest.fixture
@@ -41,6 +41,7 @@ class TestStatus:
         assert call_idem("status", "--json").json == {
             "queue": {"ready": 0, "delayed": 0, "in_flight": 0, "dead": 0},
             "ledger": dict.fromkeys(_STATES, 0),
+            "provider": {"name": "lettermint", "standing": "asked"},
         }
 
     @pytest.mark.usefixtures("sent")
@@ -51,14 +52,16 @@ class TestStatus:
         assert ran.json == {
             "queue": {"ready": 1, "delayed": 0, "in_flight": 0, "dead": 1},
             "ledger": dict.fromkeys(_STATES, 0) | {"sent": 2},
+            "provider": {"name": "lettermint", "standing": "asked"},
         }
 
         lines = call_idem("status").out.splitlines()
         assert lines[0] == "queue"
         assert lines[5] == "ledger"
-        assert [line.rsplit(maxsplit=1)[0].strip() for line in lines[6:]] == [
+        assert [line.rsplit(maxsplit=1)[0].strip() for line in lines[6:-2]] == [
             state.replace("_", " ") for state in _STATES
         ]
+        assert lines[-2:] == ["provider", "  lettermint: asked"]
         assert ["ready", "1"] in [line.split() for line in lines]
         assert ["sent", "2"] in [line.split() for line in lines]
 

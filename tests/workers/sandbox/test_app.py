@@ -12,7 +12,9 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from workers.sandbox.app import MAX_BODY_BYTES, build_app
+from workers.sandbox import log
+from workers.sandbox.app import build_app
+from workers.sandbox.exchange import MAX_BODY_BYTES
 
 EMAIL = {"from": "shop@example.com", "to": ["ann@example.com"], "subject": "Hello", "text": "Hi"}
 
@@ -165,3 +167,13 @@ def connect(client: httpx.Client, header: bytes) -> socket.socket:
         b"POST /lettermint/v1/send HTTP/1.1\r\nhost: x\r\nx-lettermint-token: t\r\n" + header + b"\r\n\r\n"
     )
     return connection
+
+
+def test_the_texts_of_old_emails_go_and_the_log_stays(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts are kept up to a limit in all; an email that lost its own says so, and nothing else of it is lost."""
+    monkeypatch.setattr(log, "MAX_TEXT", 5)
+    ids = [send(client, f"key-{index}") for index in range(4)]
+    details = [client.get(f"/api/accepted/{entry_id}").json() for entry_id in ids]
+    assert [(detail["text"], detail.get("shortened")) for detail in details] == [(None, True)] * 2 + [("Hi", None)] * 2
+    assert [detail["subject"] for detail in details] == ["Hello"] * 4
+    assert len(client.get("/api/accepted").json()) == 4

@@ -23,13 +23,12 @@ ON_THE_WIRE = [
     ("drop", httpx.RemoteProtocolError, 0, None),
     ("hang", httpx.ReadTimeout, 0, None),
 ]
+STATUSES = ("400", "401", "402", "403", "404", "408", "413", "422", "429", "500", "502", "503")
 AS_AN_ANSWER = [
     ("accept_then_500", 1, 500),
-    ("401", 0, 401),
-    ("429", 0, 429),
-    ("500", 0, 500),
-    ("503", 0, 503),
+    *((status, 0, int(status)) for status in STATUSES),
     ("in_progress", 0, 409),
+    ("conflict", 0, 422),
 ]
 
 
@@ -88,7 +87,7 @@ def test_fault_as_an_answer(client: httpx.Client, fault: str, accepts: int, stat
 
 def test_every_fault_is_tested() -> None:
     """A fault that is added is added to the tests above."""
-    tested = {*(case[0] for case in ON_THE_WIRE), *(case[0] for case in AS_AN_ANSWER), "delay"}
+    tested = {*(case[0] for case in ON_THE_WIRE), *(case[0] for case in AS_AN_ANSWER), "delay", "late", "missing"}
     assert tested == set(Kind)
 
 
@@ -192,7 +191,15 @@ def test_faults_of_every_provider_until_cleared(client: httpx.Client) -> None:
     order(client, "500", provider="*", times=None)
     assert [send(client).status_code for _ in range(3)] == [500] * 3
     assert client.get("/api/faults").json() == [
-        {"provider": "*", "fault": "500", "times": None, "rate": 1.0, "delay_ms": 0.0, "retry_after": None}
+        {
+            "provider": "*",
+            "fault": "500",
+            "on": "send",
+            "times": None,
+            "rate": 1.0,
+            "delay_ms": 0.0,
+            "retry_after": None,
+        }
     ]
     assert client.delete("/api/faults").status_code == 204
     assert client.get("/api/faults").json() == []
@@ -260,8 +267,8 @@ def test_a_die_that_does_not_fall_passes_to_the_next() -> None:
         (b"{}", "fault is missing; known: accept_then_drop, accept_then_500, accept_then_hang"),
         (b'{"fault": "explode"}', "unknown fault 'explode'; known: accept_then_drop, "),
         (b'{"fault": ["drop"]}', "unknown fault ['drop']; known: "),
-        (b'{"fault": "drop", "provider": "nobody"}', "unknown provider 'nobody'; known: lettermint, *"),
-        (b'{"fault": "drop", "provider": null}', "unknown provider None; known: lettermint, *"),
+        (b'{"fault": "drop", "provider": "nobody"}', "unknown provider 'nobody'; known: lettermint, "),
+        (b'{"fault": "drop", "provider": null}', "unknown provider None; known: lettermint, "),
         (b'{"fault": "drop", "rate": 1.01}', "rate is 1.01: it must be a number from 0 to 1"),
         (b'{"fault": "drop", "rate": -1}', "rate is -1: it must be a number from 0 to 1"),
         (b'{"fault": "drop", "rate": true}', "rate is True: it must be a number from 0 to 1"),
@@ -271,7 +278,7 @@ def test_a_die_that_does_not_fall_passes_to_the_next() -> None:
         (b'{"fault": "delay", "delay_ms": -1}', "delay_ms is -1: it must be a number from 0 to 86400000"),
         (b'{"fault": "429", "retry_after": "soon"}', "retry_after is 'soon': it must be a number of seconds"),
         (b'{"fault": "429", "retry_after": -1}', "retry_after is -1: it must be a number of seconds"),
-        (b'{"fault": "drop", "time": 1}', "unknown field 'time'; known: provider, fault, times"),
+        (b'{"fault": "drop", "time": 1}', "unknown field 'time'; known: provider, fault, on, times"),
     ],
 )
 def test_bad_orders(client: httpx.Client, body: bytes, message: str | None) -> None:
@@ -291,5 +298,5 @@ def test_order_reads_what_it_writes() -> None:
     fault = Fault(provider="lettermint", kind=Kind.DELAY, times=3, rate=0.5, delay_ms=20.0, retry_after=1.0)
     assert parse_fault(fault.order(), ["lettermint"]) == fault
     assert parse_fault({"fault": 503}, []) == Fault(provider="*", kind=Kind.UNAVAILABLE)
-    with pytest.raises(BadFault, match="unknown fault 404"):
-        parse_fault({"fault": 404}, [])
+    with pytest.raises(BadFault, match="unknown fault 418"):
+        parse_fault({"fault": 418}, [])

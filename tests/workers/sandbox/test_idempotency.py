@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from idem.providers.base import Memory
+from idem.providers.base import Keeps, Key, Memory, Place
 from idem.providers.lettermint import CONTRACT
 from workers.sandbox.app import build_app, running
-from workers.sandbox.dialect import Dialect, Endpoint, Mail, Reply
+from workers.sandbox.dialect import Call, Dialect, Endpoint, Mail, Refused, Reply, Taken
 
 EMAIL = {"from": "shop@example.com", "to": ["ann@example.com"], "subject": "Hello", "text": "Hi"}
 DAY = 86_400.0
@@ -155,29 +155,38 @@ def test_the_window() -> None:
         ]
 
 
-def read_bulk(parsed: object) -> tuple[Mail, ...] | Reply:
-    """Read an invented bulk request: a list of recipients."""
-    if not isinstance(parsed, list) or not parsed:
+def read_bulk(call: Call) -> list[Mail | Refused] | Reply:
+    """Read an invented bulk request: a list of recipients, of which some are refused."""
+    if not isinstance(call.parsed, list) or not call.parsed:
         return Reply(400, {"error": "empty"})
-    return tuple(Mail(sender="a@b.c", to=(str(to),), subject="Bulk") for to in parsed)
+    return [Mail(sender="a@b.c", to=(to,), subject="Bulk") if "@" in to else Refused(f"{to}?") for to in call.parsed]
 
 
-def answer_bulk(ids: Sequence[str]) -> Reply:
-    return Reply(200, {"ids": list(ids)})
+def answer_bulk(results: Sequence[Taken | Refused]) -> Reply:
+    return Reply(200, {"ids": [one.id if isinstance(one, Taken) else one.why for one in results]})
 
 
 STRICT = Dialect(
-    contract=replace(CONTRACT, name="strict", key_header="X-Key", key_min=8, window_seconds=60.0),
+    contract=replace(
+        CONTRACT,
+        name="strict",
+        key=Key(
+            place=Place.HEADER,
+            name="X-Key",
+            window_seconds=60.0,
+            shortest=8,
+            keeps=frozenset({Keeps.REFUSALS}),
+            replay_marker=("Idempotent-Replayed", "true"),
+        ),
+    ),
     endpoints={"/bulk": Endpoint(read_bulk, answer_bulk)},
     account=lambda headers: headers.get("authorization"),
     refusal=lambda status, message: Reply(status, {"error": message}),
     invalid_key=Reply(400, {"error": "idempotency_key_invalid"}),
     mismatch=lambda _: Reply(409, {"error": "idempotency_key_payload_mismatch"}),
     in_progress=Reply(409, {"error": "idempotency_key_in_progress"}),
-    replay_headers={"Idempotent-Replayed": "true"},
-    remembers_refusals=True,
 )
-KEYLESS = replace(STRICT, contract=replace(STRICT.contract, name="keyless", memory=Memory.NONE, window_seconds=None))
+KEYLESS = replace(STRICT, contract=replace(STRICT.contract, name="keyless", memory=Memory.NONE, key=None))
 
 
 @pytest.fixture(scope="module")

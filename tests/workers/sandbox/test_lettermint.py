@@ -124,7 +124,7 @@ def test_malformed_tokens(client: httpx.Client, token: bytes | None) -> None:
 
 def test_unknown_paths_and_methods(client: httpx.Client) -> None:
     """They are answered in Lettermint's shape."""
-    for path in ("/lettermint/v1/nothing", "/lettermint/send", "/lettermint/v1/send/batch", "/lettermint/"):
+    for path in ("/lettermint/v1/nothing", "/lettermint/send", "/lettermint/v1/send/all", "/lettermint/"):
         answer = client.post(path, json=EMAIL)
         assert (answer.status_code, answer.json()) == (404, {"message": "Not Found"})
     answer = client.get("/lettermint/v1/send")
@@ -177,3 +177,83 @@ def test_the_official_sdk_and_faults(client: httpx.Client) -> None:
                 assert raised.value.retry_after == 3
             sdk.emails.send(email, idempotency_key=fault)
     assert [entry["key"] for entry in client.get("/api/accepted").json()] == list(expected)
+
+
+# Batches.
+
+
+def test_a_batch_is_accepted_in_order(client: httpx.Client) -> None:
+    """A repetition gives each email that was accepted its first result, and sends the rest."""
+    batch = [{**EMAIL, "subject": f"No. {i}", "idempotency_key": f"key-{i}"} for i in range(3)]
+    first = client.post("/lettermint/v1/send/batch", json=batch[:2])
+    again = client.post("/lettermint/v1/send/batch", json=batch)
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert again.json()[:2] == first.json()
+    accepted = client.get("/api/accepted").json()
+    assert [entry["subject"] for entry in accepted] == ["No. 0", "No. 1", "No. 2"]
+    assert [entry["id"] for entry in accepted] == [one["message_id"] for one in again.json()]
+
+
+def test_another_email_under_a_key_refuses_the_whole_batch(client: httpx.Client) -> None:
+    """409, and nothing is sent; the key of a single send is another one."""
+    client.post("/lettermint/v1/send", json=EMAIL, headers={"Idempotency-Key": "key-1"})
+    client.post("/lettermint/v1/send/batch", json=[{**EMAIL, "idempotency_key": "key-1"}])
+    batch = [{**EMAIL, "idempotency_key": "key-0"}, {**EMAIL, "subject": "Other", "idempotency_key": "key-1"}]
+    answer = client.post("/lettermint/v1/send/batch", json=batch)
+    assert answer.status_code == 409
+    assert "different payload" in answer.json()["message"]
+    assert len(client.get("/api/accepted").json()) == 2
+
+
+def test_when_one_fails_those_before_it_are_listed(client: httpx.Client) -> None:
+    batch = [EMAIL, EMAIL, {**EMAIL, "from": "a@unverified.test"}, EMAIL]
+    answer = client.post("/lettermint/v1/send/batch", json=batch)
+    accepted = client.get("/api/accepted").json()
+    assert answer.status_code == 403
+    assert answer.json()["error"]["details"]["accepted"] == [
+        {"index": index, "message_id": entry["id"]} for index, entry in enumerate(accepted)
+    ]
+    assert len(accepted) == 2
+
+
+@pytest.mark.parametrize(
+    ("batch", "errors"),
+    [
+        ([EMAIL, {**EMAIL, "to": ["x"]}], ["1.to.0"]),
+        ([{**EMAIL, "idempotency_key": "k"}] * 2, ["0.idempotency_key", "1.idempotency_key"]),
+        ([7], ["0.from", "0.subject", "0.to"]),
+    ],
+)
+def test_invalid_emails_in_a_batch(client: httpx.Client, batch: list[Any], errors: list[str]) -> None:
+    """422 with the errors of each field of each email, and nothing accepted."""
+    answer = client.post("/lettermint/v1/send/batch", json=batch)
+    assert answer.status_code == 422
+    assert list(answer.json()["errors"]) == errors
+    assert client.get("/api/accepted").json() == []
+
+
+@pytest.mark.parametrize("body", [{}, [], [EMAIL] * 501])
+def test_what_is_no_batch(client: httpx.Client, body: object) -> None:
+    assert client.post("/lettermint/v1/send/batch", json=body).status_code == 422
+
+
+def test_a_key_in_a_batch_that_is_too_long(client: httpx.Client) -> None:
+    answer = client.post("/lettermint/v1/send/batch", json=[{**EMAIL, "idempotency_key": "a" * 256}])
+    assert answer.status_code == 422
+    assert client.get("/api/accepted").json() == []
+
+
+def test_the_official_sdk_and_a_batch(client: httpx.Client) -> None:
+    """Its messages with a key each, what it makes of a conflict, and where it finds those that were accepted."""
+    batch: Any = [{**EMAIL, "idempotency_key": "welcome-1"}, {**EMAIL, "idempotency_key": "welcome-2"}]
+    failing: Any = [*batch, {**EMAIL, "from": "a@unverified.test"}]
+    other: Any = [{**batch[0], "subject": "Other"}]
+    with lettermint.Lettermint(sending_token="lm_sdk", base_url=f"{client.base_url}/lettermint/v1") as sdk:
+        with pytest.raises(lettermint.PermissionDeniedError) as denied:
+            sdk.emails.send_batch(failing)
+        listed = denied.value.details["accepted"]
+        results = sdk.emails.send_batch(batch)
+        assert [one["message_id"] for one in results] == [one["message_id"] for one in listed]
+        with pytest.raises(lettermint.ConflictError, match="different payload"):
+            sdk.emails.send_batch(other)
+    assert [entry["key"] for entry in client.get("/api/accepted").json()] == ["welcome-1", "welcome-2"]

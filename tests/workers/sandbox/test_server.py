@@ -21,7 +21,7 @@ DELAYS = {"delay": 60_000}
 SEND = b"POST /lettermint/v1/send HTTP/1.1\r\nhost: x\r\nx-lettermint-token: t\r\n"
 PROGRAM = """
 from workers.sandbox.app import serve
-serve("127.0.0.1", 0, ready=lambda port: print(port, flush=True))
+serve("127.0.0.1", 0, ready=lambda port, _smtp: print(port, flush=True))
 print("served", flush=True)
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import dramatiq
@@ -14,12 +14,12 @@ from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import CurrentMessage, Middleware
 
 from idem.errors import BrokerError
-from workers.brokers.base import UNSAID, Acknowledge, Backlog, Bury, Retry, dispose, disposition_of
+from workers.brokers.base import Acknowledge, Backlog, Bury, DeadLetter, Retry, dispose, disposition_of
 from workers.brokers.messages import InHand
 from workers.brokers.sqs import setup
 from workers.brokers.sqs.bodies import Bucket, fold
 from workers.brokers.sqs.client import Client
-from workers.brokers.sqs.dead import DeadLetter, DeadLetters
+from workers.brokers.sqs.dead import DeadLetters
 from workers.brokers.sqs.failures import Unreadable
 from workers.brokers.sqs.holding import Holding
 from workers.brokers.sqs.queue import BATCH, Queue
@@ -124,7 +124,7 @@ class SqsBroker(dramatiq.Broker):
         return min(self._empty_readings, quiet_seconds / _READING_SECONDS) >= _EMPTY_READINGS
 
     def create(self) -> Sequence[str]:
-        """Make the two queues, where they are not there."""
+        """See `JobBroker.create`: the two queues."""
         setup.create(self._client, self.names, visibility_seconds=self.visibility_seconds)
         return self.check()
 
@@ -134,20 +134,20 @@ class SqsBroker(dramatiq.Broker):
             self.bucket.check()
         return setup.check(self._client, self.names, visibility_seconds=self.visibility_seconds)
 
-    def dead_letters(self, limit: int) -> Sequence[DeadLetter]:
-        """Some of the dead letters."""
-        return self._dead_letters().some(limit)
+    def dead_letters(self) -> Iterator[DeadLetter]:
+        """See `JobBroker.dead_letters`; SQS keeps no order. Hidden from others until the iterator is closed."""
+        return self._dead_letters().all()
 
-    def requeue_dead(self, dead_id: str) -> bool:
-        """Give a dead letter another chance under its key; False when there is none of that id."""
-        return self._dead_letters().requeue(dead_id)
+    def requeue_dead(self, letter: DeadLetter) -> bool:
+        """See `JobBroker.requeue_dead`; in two steps, between which a crash leaves two messages of one key."""
+        return self._dead_letters().requeue(letter)
 
-    def drop_dead(self, dead_id: str) -> bool:
-        """Forget a dead letter; False when there is none of that id."""
-        return self._dead_letters().drop(dead_id)
+    def drop_dead(self, letter: DeadLetter) -> bool:
+        """See `JobBroker.drop_dead`."""
+        return self._dead_letters().drop(letter)
 
     def _dead_letters(self) -> DeadLetters:
-        return DeadLetters(self.dead, self.jobs_sender)
+        return DeadLetters(self.dead, self.jobs_sender, self.bucket)
 
     def stop_receiving(self) -> None:
         """A worker that finishes what it began takes nothing new."""
@@ -236,9 +236,8 @@ class _Consumer(Consumer):
         match disposition_of(message):
             case Acknowledge():
                 self._settling.delete(delivery)
-            case Retry(delay_seconds=delay) as said:
-                # Of which nothing was said, receipts are counted to the end: by a mistake of ours it may be for ever.
-                self._settling.retry(delivery, max(0.0, delay), counted=said is UNSAID)
+            case Retry(delay_seconds=delay, tried=tried, said=said):
+                self._settling.retry(delivery, max(0.0, delay), tried=tried, said=said)
             case Bury(reason=reason):
                 self._settling.bury(delivery, reason)
 

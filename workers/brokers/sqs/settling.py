@@ -28,7 +28,7 @@ from typing import Final
 
 from idem.errors import BrokerError
 from idem.privacy import redact
-from workers.brokers.base import UNSAID
+from workers.brokers.base import UNSAID_SECONDS
 from workers.brokers.sqs.failures import Kind, code_of, kind_of
 from workers.brokers.sqs.holding import Holding, whole
 from workers.brokers.sqs.queue import BATCH, Queue
@@ -81,12 +81,17 @@ class Settling:
         self._holding.let_go(delivery)
         self._add(_Pending(delivery, None, time.monotonic()))
 
-    def retry(self, delivery: Delivery, delay_seconds: float, *, counted: bool = False) -> None:
-        """It comes again, not earlier than that; if `counted`, so often as its queue allows."""
+    def retry(self, delivery: Delivery, delay_seconds: float, *, tried: bool = True, said: bool = True) -> None:
+        """It comes again, not earlier than that; see `Retry`.
+
+        What was not tried is sent anew, for the reasons of `postpone`. What nothing was said of never is: by a mistake
+        of ours it may come for ever, so its receipts are counted to the end.
+        """
         left = self._hideable_seconds(delivery)
-        if (self._worn(delivery) and not counted) or delay_seconds > left:
+        anew = (not tried and not self._queue.fifo) or (said and self._worn(delivery)) or delay_seconds > left
+        if anew:
             due = time.time() + delay_seconds
-            if self._renew([delivery], [delivery.again(due=due, tries=delivery.tries + 1)])[0]:
+            if self._renew([delivery], [delivery.again(due=due, tries=delivery.tries + tried)])[0]:
                 return
         self._hide(delivery, min(delay_seconds, left))
 
@@ -107,10 +112,10 @@ class Settling:
         """It becomes a dead letter, with the reason; first that, then it is deleted."""
         said = redact(reason).encode("utf-8", "replace").decode() or "no reason was given"
         try:
-            self._dead.send(delivery.again(reason=said))
+            self._dead.send(delivery.again(reason=said, tries=delivery.tries))
         except BrokerError as error:
             _log.error("message %s is to be buried, and cannot be yet: %s", delivery.message_id, error)
-            self._hide(delivery, UNSAID.delay_seconds)
+            self._hide(delivery, UNSAID_SECONDS)
         else:
             self.delete(delivery)
 
@@ -121,7 +126,7 @@ class Settling:
 
     def flush(self, *, overdue: bool = False) -> None:
         """Do what waits for company; with `overdue`, only what has waited for long enough."""
-        limit = time.monotonic() - (self._limits.linger_seconds if overdue else 0.0)
+        limit = self._overdue() if overdue else math.inf
         for deleting in self._pending:
             while batch := self._taken(deleting=deleting, limit=limit):
                 self._commit(batch, deleting=deleting)
@@ -131,8 +136,12 @@ class Settling:
         with self._lock:
             self._pending[deleting].append(pending)
             full = len(self._pending[deleting]) >= BATCH
-        if full and (batch := self._taken(deleting=deleting, limit=math.inf)):
+        if batch := self._taken(deleting=deleting, limit=math.inf if full else self._overdue()):
             self._commit(batch, deleting=deleting)
+
+    def _overdue(self) -> float:
+        """What came before this has waited for long enough."""
+        return time.monotonic() - self._limits.linger_seconds
 
     def _taken(self, *, deleting: bool, limit: float) -> list[_Pending]:
         """The next request's worth, if the first of them has waited since `limit`; it is in nobody else's hands."""

@@ -3,6 +3,7 @@
 `idem-due`   when it may run, in milliseconds since 1970: SQS delays a message for 15 minutes at the most
 `idem-tries` how often it was received before it was sent anew
 `idem-id`    the id under which it was first sent, from which its key may come; a message sent anew has another one
+`idem-sent`  when it was first sent, in milliseconds since 1970: a message sent anew is as old as the job
 `idem-reason` why it is a dead letter
 """
 
@@ -28,8 +29,9 @@ from workers.brokers.sqs.foreign import read_foreign
 DUE: Final = "idem-due"
 TRIES: Final = "idem-tries"
 ID: Final = "idem-id"
+SENT: Final = "idem-sent"
 REASON: Final = "idem-reason"
-ATTRIBUTES: Final = (DUE, TRIES, ID, REASON)
+ATTRIBUTES: Final = (DUE, TRIES, ID, SENT, REASON)
 
 #: How every message begins that dramatiq has encoded.
 _OURS = '{"queue_name":'
@@ -48,12 +50,13 @@ class Delivery:
     group: str | None
     #: When it may run, in Unix seconds.
     due: float
-    #: How often it was received before, all copies counted.
-    tries: int
+    #: How often it was received before this copy was sent.
+    earlier_tries: int
     #: How often this copy was received, this time counted: at the queue's maximum, SQS makes it a dead letter.
     receives: int
-    #: When this copy was sent, in Unix seconds.
+    #: When this copy was sent, and when the first one, in Unix seconds.
     sent_at: float
+    first_sent_at: float
     reason: str
     #: Its id in the queue that it was received from.
     queue_id: str
@@ -66,19 +69,25 @@ class Delivery:
         """What SQS says of a message; whatever is not as it should be there counts as absent."""
         system = found.get("Attributes", {})
         given = {name: str(value.get("StringValue", "")) for name, value in found.get("MessageAttributes", {}).items()}
-        receives = max(1, _number(system.get("ApproximateReceiveCount")))
+        sent_ms = _number(system.get("SentTimestamp"))
         return cls(
             receipt=found["ReceiptHandle"],
             message_id=given.get(ID) or found["MessageId"],
             body=found.get("Body", ""),
             group=system.get("MessageGroupId"),
             due=_number(given.get(DUE)) / 1000,
-            tries=_number(given.get(TRIES)) + receives - 1,
-            receives=receives,
-            sent_at=_number(system.get("SentTimestamp")) / 1000,
+            earlier_tries=_number(given.get(TRIES)),
+            receives=max(1, _number(system.get("ApproximateReceiveCount"))),
+            sent_at=sent_ms / 1000,
+            first_sent_at=(_number(given.get(SENT)) or sent_ms) / 1000,
             reason=given.get(REASON, ""),
             queue_id=found["MessageId"],
         )
+
+    @property
+    def tries(self) -> int:
+        """How often it was received before, all copies counted."""
+        return self.earlier_tries + self.receives - 1
 
     def message(self, queue_name: str, bucket: Bucket | None) -> Message[None]:
         """What a worker gets. Raises `Unreadable` for ever, and `BrokerError` while its body is out of reach."""
@@ -89,11 +98,13 @@ class Delivery:
                 return decode(body.encode(), queue_name, options)
             except DecodeError as error:
                 raise Unreadable("it is no message of dramatiq, and looks like one") from error
-        return read_foreign(body, queue_name, options, self.message_id, self.sent_at)
+        return read_foreign(body, queue_name, options, self.message_id, self.first_sent_at)
 
-    def again(self, *, due: float = 0.0, reason: str = "", tries: int | None = None) -> Outgoing:
-        """The same job as a message to be sent: what it is called, and so its key, stays."""
-        return Outgoing(self.body, self.group or self.message_id, self.message_id, due, tries or 0, reason)
+    def again(self, *, due: float = 0.0, reason: str = "", tries: int = 0) -> Outgoing:
+        """The same job as a message to be sent: what it is called, and so its key, stays, and so does its age."""
+        return Outgoing(
+            self.body, self.group or self.message_id, self.message_id, self.first_sent_at, due, tries, reason
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +116,7 @@ class Outgoing:
     group: str
     #: None where the body says it.
     message_id: str | None = None
+    first_sent_at: float = 0.0
     due: float = 0.0
     tries: int = 0
     reason: str = ""
@@ -115,6 +127,7 @@ class Outgoing:
         given |= {
             TRIES: str(self.tries) if self.tries else "",
             DUE: str(math.ceil(self.due * 1000)) if self.due else "",
+            SENT: str(round(self.first_sent_at * 1000)) if self.first_sent_at else "",
         }
         attributes = {name: {"DataType": "String", "StringValue": value} for name, value in given.items() if value}
         entry: dict[str, Any] = {"MessageBody": self.body} | ({"MessageAttributes": attributes} if attributes else {})

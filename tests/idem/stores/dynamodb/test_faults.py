@@ -126,7 +126,8 @@ class Bench:
 
     def worker(self, faults: dict[int, Fault] | None = None, *, outage: bool = False) -> tuple[Ledger, FaultyClient]:
         endpoint = services.dynamodb_local()
-        client = FaultyClient(services.share("dynamodb", endpoint).client, faults or {}, outage)
+        signed = self.writer.startswith("signed")
+        client = FaultyClient(services.share("dynamodb", endpoint, signed=signed).client, faults or {}, outage)
         store: DynamoStore = make_store(
             Connection("dynamodb", client=client), services.table(endpoint), self.writer, namespace=self._namespace
         )
@@ -149,7 +150,7 @@ class Bench:
         self.clock.sleep(_POLICY.lease_seconds)
 
 
-@pytest.fixture(params=["plain", "grouped", "statements"])
+@pytest.fixture(params=["plain", "grouped", "signed statements"])
 def bench(request: pytest.FixtureRequest) -> Bench:
     return Bench(request.param)
 

@@ -10,7 +10,7 @@ import pytest
 from tests import services
 
 
-@pytest.mark.parametrize("store", ["dynamodb plain", "dynamodb grouped"])
+@pytest.mark.parametrize("store", ["boto3 plain", "signed grouped"])
 def test_of_threads_and_processes_one_wins_each_round(store: str) -> None:
     """No double claim and no self lock-out, with every tenth answer lost."""
     services.dynamodb_local()

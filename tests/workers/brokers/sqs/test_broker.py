@@ -6,18 +6,20 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from itertools import islice
 
 import pytest
 
+from idem.bulk import Ready
 from idem.errors import BrokerError
 from tests import services
 from tests.workers.brokers.sqs.parts import VISIBILITY_SECONDS, Proxy, Side, bucket, on_two_emulators, opened
 from tests.workers.parts import make_email, wait_for
-from workers.brokers.base import UNSAID, Acknowledge, Bury, Retry
+from workers.brokers.base import UNSAID_SECONDS, Acknowledge, Bury, Retry
 from workers.brokers.sqs import Names
 from workers.brokers.sqs.broker import _Consumer
 from workers.brokers.sqs.settling import Limits
-from workers.jobs import ACTOR, QUEUE, email_message, read_job
+from workers.jobs import ACTOR, QUEUE, Call, email_message, read_message
 
 
 @on_two_emulators
@@ -63,8 +65,8 @@ class TestSettling:
         side.end(side.take(), Bury("its key stands for ann@example.com \x00 \ud800"))
 
         assert side.counts() == (0, 0, 0, 1)
-        (found,) = side.broker.dead_letters(10)
-        assert sent.message_id in found.body
+        (found,) = side.broker.dead_letters()
+        assert sent.message_id in found.payload.decode()
         assert found.reason.startswith("its key stands for <address>")
 
     def test_an_actor_that_is_not_ours_is_buried(self, side: Side) -> None:
@@ -74,7 +76,7 @@ class TestSettling:
         side.consumer.nack(side.take())
         side.flush()
 
-        assert "the actor theirs" in side.broker.dead_letters(1)[0].reason
+        assert "the actor theirs" in next(side.broker.dead_letters()).reason
         assert side.counts() == (0, 0, 0, 1)
 
 
@@ -211,15 +213,15 @@ class TestWear:
             worn.flush()
 
         wait_for(lambda: next(worn.consumer) is None and worn.counts() == (0, 0, 0, 1))
-        (found,) = worn.broker.dead_letters(10)
-        assert sent.message_id in found.body
+        (found,) = worn.broker.dead_letters()
+        assert sent.message_id in found.payload.decode()
         assert "received too often" in found.reason
 
     def test_silence_is_counted_to_the_end(self, worn: Side) -> None:
         worn.enqueue()
         message = worn.take()
         message.delivery.receives = 5
-        worn.end(message, UNSAID)
+        worn.end(message, Retry(UNSAID_SECONDS, said=False))
 
         assert worn.counts() == (0, 0, 1, 0)
 
@@ -242,8 +244,8 @@ class TestForeign:
         message = side.take()
 
         assert (message.actor_name, message.queue_name) == (ACTOR, QUEUE)
-        key, job, _ = read_job(message.kwargs, message.message_id)
-        assert (key, job.job, job.args) == (sent, "report", ["2026-11-22"])
+        call = read_message(message.kwargs, message.message_id)
+        assert call == Call(sent, "report", ["2026-11-22"], {})
 
     def test_its_key_stays_the_same_when_it_is_sent_anew(self) -> None:
         with opened(services.ministack(), limits=Limits(linger_seconds=0.0, oldest_seconds=0.001)) as side:
@@ -252,14 +254,32 @@ class TestForeign:
 
             assert side.take().message_id == sent
 
+    def test_it_is_as_old_as_its_first_copy(self, side: Side) -> None:
+        """The ledger must not take for new what it may have forgotten."""
+        before = int(time.time() * 1000)
+        side.send_raw(json.dumps({"email": self.EMAIL}))
+        first = side.take()
+        time.sleep(0.01)
+        side.end(first, Retry(0.0, tried=False))
+        second = side.take()
+        side.end(second, Bury("no"))
+        (letter,) = side.broker.dead_letters()
+        side.broker.requeue_dead(letter)
+        third = side.take()
+
+        # The clocks of the emulators are this machine's.
+        assert before <= first.message_timestamp <= int(time.time() * 1000)
+        assert {second.message_timestamp, third.message_timestamp} == {first.message_timestamp}
+        assert third.delivery.sent_at * 1000 > first.message_timestamp
+
     def test_an_email_with_a_key(self, side: Side) -> None:
         side.send_raw(json.dumps({"email": self.EMAIL, "key": "welcome-42"}))
         message = side.take()
-        key, _, email = read_job(message.kwargs, message.message_id)
+        ready = read_message(message.kwargs, message.message_id)
 
-        assert key == "welcome-42"
-        assert email is not None
-        assert email.subject == "S"
+        assert isinstance(ready, Ready)
+        assert ready.key == "welcome-42"
+        assert ready.email.subject == "S"
 
     def test_an_envelope_of_sns(self, side: Side) -> None:
         inner = json.dumps({"job": "report", "kwargs": {"day": 1}})
@@ -285,12 +305,12 @@ class TestForeign:
     )
     def test_what_cannot_be_read_is_kept_with_the_reason(self, body: str, reason: str) -> None:
         with opened(services.ministack()) as side:
-            sent = side.send_raw(body)
+            side.send_raw(body)
             wait_for(lambda: next(side.consumer) is None and side.counts() == (0, 0, 0, 1))
 
-            (found,) = side.broker.dead_letters(10)
+            (found,) = side.broker.dead_letters()
             assert reason in found.reason
-            assert found.message_id == sent
+            assert found.payload.decode() == body
             assert "example.com" not in found.reason
 
     def test_attributes_that_make_no_sense_count_as_absent(self, side: Side) -> None:
@@ -349,43 +369,75 @@ class TestBodies:
             side.send_raw(json.dumps({"idem_body_sha256": "0" * 64}, separators=(",", ":")))
             wait_for(lambda: next(side.consumer) is None and side.counts() == (0, 0, 0, 1))
 
-            assert "is not in the S3 bucket" in side.broker.dead_letters(1)[0].reason
+            assert "is not in the S3 bucket" in next(side.broker.dead_letters()).reason
 
 
 @on_two_emulators
 class TestDeadLetters:
+    def test_they_say_how_often_they_were_tried_however_often_they_were_looked_at(self, side: Side) -> None:
+        side.enqueue()
+        side.end(side.take(), Retry(0.0))
+        side.end(side.take(), Retry(0.0, tried=False))
+        side.end(side.take(), Bury("no"))
+
+        for _ in range(3):
+            (letter,) = side.broker.dead_letters()
+            assert (letter.key, letter.job, letter.tries) == ("key-1", "email", 1)
+        assert side.broker.requeue_dead(letter)
+        assert side.take().options == {"tries": 0}
+
     def test_they_are_listed_and_stay(self, side: Side) -> None:
         for number in range(12):
             side.enqueue(number)
             side.end(side.take(), Bury(f"reason {number}"))
 
         for _ in range(2):
-            found = side.broker.dead_letters(100)
+            found = list(side.broker.dead_letters())
             assert {item.reason for item in found} == {f"reason {number}" for number in range(12)}
-        assert len(side.broker.dead_letters(5)) == 5
-        wait_for(lambda: len(side.broker.dead_letters(100)) == 12)
+        assert len(list(islice(side.broker.dead_letters(), 5))) == 5
+        wait_for(lambda: len(list(side.broker.dead_letters())) == 12)
 
     def test_one_is_requeued_under_its_key(self, side: Side) -> None:
         sent = side.send_raw(json.dumps({"job": "j"}))
         side.end(side.take(), Bury("no"))
         side.enqueue()
         side.end(side.take(), Bury("nor this"))
-        (found,) = [item for item in side.broker.dead_letters(10) if item.reason == "no"]
+        (found,) = [item for item in side.broker.dead_letters() if item.reason == "no"]
+        assert (found.key, found.job) == (sent, "j")
 
-        assert side.broker.requeue_dead(found.id)
+        assert side.broker.requeue_dead(found)
 
         assert side.take().message_id == sent
-        assert [item.reason for item in side.broker.dead_letters(10)] == ["nor this"]
-        assert not side.broker.requeue_dead(found.id)
+        assert [item.reason for item in side.broker.dead_letters()] == ["nor this"]
+        assert not side.broker.requeue_dead(found)
+
+    def test_a_receipt_that_is_over_is_replaced(self, side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A person thinks for longer than SQS keeps the letters hidden, and another one looks in between."""
+        monkeypatch.setattr("workers.brokers.sqs.dead._HIDDEN_SECONDS", 1)
+        for number in range(3):
+            side.enqueue(number)
+            side.end(side.take(), Bury(f"reason {number}"))
+        listed = side.broker.dead_letters()
+        letters = [next(listed) for _ in range(3)]
+        # Each has another receipt then.
+        wait_for(lambda: len(list(side.broker.dead_letters())) == 3)
+        first, second, third = sorted(letters, key=lambda letter: letter.reason)
+
+        assert side.broker.requeue_dead(first)
+        assert side.broker.drop_dead(second)
+
+        assert side.take().kwargs["key"] == "key-0"
+        wait_for(lambda: [letter.id for letter in side.broker.dead_letters()] == [third.id])
+        assert [side.broker.requeue_dead(first), side.broker.drop_dead(second)] == [False, False]
 
     def test_one_is_dropped(self, side: Side) -> None:
         side.enqueue()
         side.end(side.take(), Bury("no"))
-        (found,) = side.broker.dead_letters(10)
+        (found,) = side.broker.dead_letters()
 
-        assert side.broker.drop_dead(found.id)
+        assert side.broker.drop_dead(found)
 
-        assert not side.broker.drop_dead(found.id)
+        assert not side.broker.drop_dead(found)
         assert side.counts() == (0, 0, 0, 0)
 
 
@@ -420,7 +472,7 @@ class TestFifo:
             assert time.time() >= due
             side.end(message, Bury("no"))
 
-            assert [item.reason for item in side.broker.dead_letters(1)] == ["no"]
+            assert [item.reason for item in side.broker.dead_letters()] == ["no"]
 
     def test_a_job_sent_anew_keeps_its_group_and_is_not_taken_for_a_copy(self, endpoint: str, names: Names) -> None:
         with opened(endpoint, names, limits=Limits(linger_seconds=0.0, oldest_seconds=0.001)) as side:

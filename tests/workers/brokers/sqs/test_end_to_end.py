@@ -56,7 +56,7 @@ def test_a_killed_workers_jobs_are_sent_once_by_another(scene: Scene, names: Nam
     assert status["queue"] == {"ready": 0, "delayed": 0, "in_flight": 0, "dead": 1}
     assert status["ledger"]["sent"] == 31
     with opened(services.ministack(), names) as side:
-        assert [item.reason for item in side.broker.dead_letters(10)] == ["the message cannot be read: it is not JSON"]
+        assert [item.reason for item in side.broker.dead_letters()] == ["the message cannot be read: it is not JSON"]
 
 
 def test_a_worker_refuses_a_queue_that_is_not_there(scene: Scene, names: Names) -> None:

@@ -61,7 +61,7 @@ class TestCreate:
 
     def test_nobody_else_makes_a_queue(self, endpoint: str, names: Names) -> None:
         broker = _broker(endpoint, names)
-        for call in (broker.check, broker.backlog, lambda: broker.dead_letters(1)):
+        for call in (broker.check, broker.backlog, lambda: list(broker.dead_letters())):
             with pytest.raises(BrokerError, match=r"does not exist in .*: run idem init"):
                 call()
 

@@ -1,0 +1,223 @@
+"""From in doubt to known: look the email up at its provider, and where nothing is to be learnt, do what its job chose.
+
+Any number of reconcilers may run, in workers and by hand: every conclusion is a conditional write, and who comes second
+finds the record settled. An acceptance that is found settles at once. That there is none is believed only when two
+look-ups showed none, each made after the last attempt can have had an effect and that effect would have shown.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import islice
+
+from idem.clock import Clock, Deadline
+from idem.keys import provider_key
+from idem.ledger import Ledger
+from idem.outcome import Accepted
+from idem.policy import MAX_DELAY_SECONDS
+from idem.protocol import MISSING, InDoubt, Record, Resolution, State
+from idem.providers.base import CannotTell, Found, Lookup, Missing, Provider, Searchable
+
+_log = logging.getLogger("idem.reconcile")
+
+#: Look-ups that have to show nothing.
+_ENOUGH = 2
+#: Records of one state that one run looks at.
+_LIMIT = 500
+
+
+class Step(StrEnum):
+    """What a run did with one record."""
+
+    FOUND = "found"
+    """A look-up showed its acceptance: it is sent."""
+    NOT_FOUND = "not found"
+    """Enough look-ups showed none: it is sent again."""
+    RESENT = "resent"
+    """Its job would rather have it twice than never."""
+    DROPPED = "dropped"
+    """Its job would rather have it never than twice."""
+    RESUMED = "resumed"
+    """It was due long ago and its message has gone: another one was made."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long to wait for what, in seconds.
+
+    `lease` is the longest that an attempt goes on, `evidence` how long a job's own choice waits for a look-up or an
+    event, and `message` after how long a record that is due has lost its message.
+    """
+
+    lease: float
+    http_timeout: float
+    evidence: float
+    message: float
+
+    @classmethod
+    def of(cls, *, lease: float, http_timeout: float, evidence: float, visibility: float) -> Patience:
+        """Patience with messages is what the longest delay and two redeliveries take."""
+        return cls(
+            lease=lease,
+            http_timeout=http_timeout,
+            evidence=evidence,
+            message=MAX_DELAY_SECONDS + 2 * visibility,
+        )
+
+
+class Reconciler:
+    """Settles what is in doubt, and finds what was forgotten. `resume` enqueues a message that names a key."""
+
+    def __init__(  # noqa: PLR0913 - each is one thing that a deployment or a test decides
+        self,
+        ledger: Ledger,
+        providers: Mapping[str, Provider],
+        *,
+        clock: Clock,
+        namespace: str,
+        patience: Patience,
+        resume: Callable[[str], None],
+        in_doubt: InDoubt = InDoubt.HOLD,
+    ) -> None:
+        self._ledger = ledger
+        self._providers = providers
+        self._clock = clock
+        self._namespace = namespace
+        self._patience = patience
+        self._resume = resume
+        self._in_doubt = in_doubt
+
+    def run(self) -> Mapping[Step, int]:
+        """Look once at everything that waits; how often each step was taken. Raises `LedgerError`, `BrokerError`."""
+        steps: Counter[Step] = Counter()
+        silent: set[str] = set()
+        for record in islice(self._ledger.list(State.IN_DOUBT, _LIMIT), _LIMIT):
+            steps.update(self._settle(record, silent))
+        for state in (State.RETRY, State.UNSURE):
+            for record in islice(self._ledger.list(state, _LIMIT), _LIMIT):
+                steps.update(self._wake(record))
+        return steps
+
+    def hear(self, provider_key_: str, message_id: str | None, event_id: str) -> bool:
+        """Take a provider's event about an email that it accepted; whether that ended a doubt.
+
+        The event carries the derived key, which cannot be turned back: it is compared with those of what is in doubt.
+        """
+        for record in self._ledger.list(State.IN_DOUBT, _LIMIT):
+            if self._derived(record) == provider_key_:
+                accepted = Accepted(message_id)
+                self._ledger.testify(record, accepted, witness=event_id, detail=f"an event of {record.provider}")
+                return True
+        return False
+
+    def _settle(self, record: Record, silent: set[str]) -> list[Step]:
+        """One record in doubt; `silent` are providers that this run need not ask again."""
+        provider = self._providers.get(record.provider)
+        lookup = provider.contract.lookup if provider is not None else None
+        if isinstance(provider, Searchable) and lookup is not None and record.provider not in silent:
+            found = self._look(record, provider, lookup, silent)
+            if found is not None:
+                return [found]
+        return self._choose(record, provider)
+
+    def _look(self, record: Record, provider: Searchable, lookup: Lookup, silent: set[str]) -> Step | None:
+        if not is_look_due(record, lookup, self._patience.lease, self._clock.now()):
+            return None
+        deadline = Deadline.after(self._clock, self._patience.http_timeout)
+        since = record.unsure_since if record.unsure_since is not None else record.created_at
+        match provider.find(self._derived(record), since, deadline):
+            case Found(message_id=message_id):
+                witness = f"look-up {self._derived(record)}"
+                detail = f"a look-up at {record.provider}"
+                self._ledger.testify(record, Accepted(message_id), witness=witness, detail=detail)
+                return Step.FOUND
+            case Missing():
+                return self._conclude(self._ledger.note_missing(record, record.provider), lookup)
+            case CannotTell(detail=why):
+                _log.warning("%s cannot be asked about emails in doubt: %s", record.provider, why)
+                silent.add(record.provider)
+        return None
+
+    def _conclude(self, record: Record, lookup: Lookup) -> Step | None:
+        if len(negatives(record, lookup, self._patience.lease)) < _ENOUGH:
+            return None
+        by = f"{_ENOUGH} look-ups at {record.provider} showed none"
+        return self._reopen(record, Resolution.NOT_SENT, by, Step.NOT_FOUND)
+
+    def _choose(self, record: Record, provider: Provider | None) -> list[Step]:
+        """What the job wants, once nothing more is to be learnt."""
+        choice = record.in_doubt or self._in_doubt
+        if choice is InDoubt.HOLD or self._clock.now() < self._hopeful_until(record, provider):
+            return []
+        by = "as its job chose"
+        if choice is InDoubt.DROP:
+            return [Step.DROPPED] if self._ledger.resolve(record, Resolution.DROP, by=by) else []
+        resent = self._reopen(record, Resolution.RESEND, by, Step.RESENT)
+        return [resent] if resent else []
+
+    def _hopeful_until(self, record: Record, provider: Provider | None) -> float:
+        """How long a look-up or an event may still tell."""
+        last = last_attempt_at(record)
+        if provider is None or (provider.contract.lookup is None and provider.contract.events is None):
+            return last
+        lag = provider.contract.lookup.lag_seconds if provider.contract.lookup is not None else 0.0
+        return last + self._patience.lease + _ENOUGH * lag + self._patience.evidence
+
+    def _reopen(self, record: Record, resolution: Resolution, by: str, step: Step) -> Step | None:
+        """Send it again, by a message that names its key; after a crash in between, `_wake` makes that message."""
+        reopened = self._ledger.resolve(record, resolution, by=by)
+        if reopened is None:
+            return None
+        if reopened.body is not None:
+            self._resume(reopened.key)
+        return step
+
+    def _wake(self, record: Record) -> list[Step]:
+        """A record that is due, and that nobody came for: its message was lost, and the ledger holds its email."""
+        due = record.ready_at if record.ready_at is not None else record.updated_at
+        if record.body is None or self._clock.now() < due + self._patience.message:
+            return []
+        if not self._ledger.touch(record):
+            return []
+        self._resume(record.key)
+        return [Step.RESUMED]
+
+    def _derived(self, record: Record) -> str:
+        return provider_key(self._namespace, record.key, record.generation)
+
+
+def last_attempt_at(record: Record) -> float:
+    """When the last attempt began."""
+    return record.history[-1].started_at if record.history else record.updated_at
+
+
+def is_look_due(record: Record, lookup: Lookup, lease_seconds: float, now: float) -> bool:
+    """Whether a look-up now would count: not too early to show the last attempt, nor too late to show the first.
+
+    An attempt may still reach the provider until its lease is over, and shows up a lag after that.
+    """
+    quiet_at = last_attempt_at(record) + lease_seconds + lookup.lag_seconds
+    since = record.unsure_since if record.unsure_since is not None else record.created_at
+    if not quiet_at <= now < since + lookup.horizon_seconds:
+        return False
+    seen = negatives(record, lookup, lease_seconds)
+    return not seen or now >= seen[-1] + _pause(lookup)
+
+
+def negatives(record: Record, lookup: Lookup, lease_seconds: float) -> tuple[float, ...]:
+    """When look-ups that count showed none: at this provider, after its last attempt, and each a lag apart."""
+    quiet_at = last_attempt_at(record) + lease_seconds + lookup.lag_seconds
+    counted: list[float] = []
+    for item in record.evidence:
+        ours = item.kind == MISSING and item.detail == record.provider
+        if ours and item.at >= (counted[-1] + _pause(lookup) if counted else quiet_at):
+            counted.append(item.at)
+    return tuple(counted)
+
+
+def _pause(lookup: Lookup) -> float:
+    return max(1.0, lookup.lag_seconds)

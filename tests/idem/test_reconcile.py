@@ -1,0 +1,348 @@
+"""From in doubt to known: what a look-up may conclude, and when; and that two reconcilers are as good as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+
+import pytest
+
+from idem.bulk import Ready
+from idem.clock import Deadline
+from idem.email import Email
+from idem.errors import BodyTooLarge
+from idem.keys import provider_key
+from idem.ledger import Ledger
+from idem.outcome import Accepted, NotSent, Outcome, Unknown
+from idem.policy import Policy
+from idem.protocol import MISSING, InDoubt, Record, Resolution, State
+from idem.providers.base import USUAL, CannotTell, Contract, Found, Lookup, Memory, Missing, Reply, Sighting
+from idem.reconcile import Patience, Reconciler, Step
+from idem.send import Empty, Ended, Render, Resume, Sender
+from idem.stores.memory import MemoryStore
+from tests.fakes import FakeClock, make_email
+
+LEASE, HTTP, LAG, HORIZON = 60.0, 20.0, 30.0, 86_400.0
+PATIENCE = Patience.of(lease=LEASE, http_timeout=HTTP, evidence=900.0, visibility=90.0)
+KEY = "order-1"
+CONTRACT = Contract(
+    name="searchable",
+    title="Searchable",
+    sources=("https://example.com",),
+    checked=date(2026, 1, 1),
+    base_url="https://example.com",
+    memory=Memory.NONE,
+    key=None,
+    table=USUAL,
+    reply=Reply(message_id=("id",)),
+    lookup=Lookup(handle="tag", source="https://example.com", lag_seconds=LAG, horizon_seconds=HORIZON),
+)
+
+
+@dataclass
+class SearchableProvider:
+    """Accepts or goes silent by a script, and shows what it accepted a lag later; `sightings` overrule that."""
+
+    clock: FakeClock
+    contract: Contract = CONTRACT
+    script: list[Outcome] = field(default_factory=list)
+    accepts: bool = True
+    sightings: list[Sighting] = field(default_factory=list)
+    accepted: list[tuple[str, float]] = field(default_factory=list)
+    asked: list[float] = field(default_factory=list)
+
+    def check(self, email: Email) -> None:
+        assert email
+
+    def send(self, email: Email, provider_key: str, deadline: Deadline) -> Outcome:  # noqa: ARG002 - it has no keys
+        assert deadline.left() > 0
+        outcome = self.script.pop(0) if self.script else Accepted("m1")
+        if self.accepts and not isinstance(outcome, NotSent):
+            self.accepted.append((provider_key, self.clock.now()))
+        return outcome
+
+    def find(self, provider_key: str, since: float, deadline: Deadline) -> Sighting:
+        assert deadline.left() > 0
+        self.asked.append(self.clock.now())
+        if self.sightings:
+            return self.sightings.pop(0)
+        shown = [key for key, at in self.accepted if since <= at <= self.clock.now() - LAG]
+        return Found("m1") if provider_key in shown else Missing()
+
+
+class Bench:
+    """One ledger, one provider, one queue of resumed keys."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.store = MemoryStore()
+        self.provider = SearchableProvider(self.clock)
+        self.resumed: list[str] = []
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(
+            self.store,
+            policy=Policy(lease_seconds=LEASE, http_timeout_seconds=HTTP),
+            provider="searchable",
+            clock=self.clock,
+            jitter=lambda: 1.0,
+        )
+
+    def sender(self) -> Sender:
+        return Sender(self.ledger, self.provider, clock=self.clock, http_timeout_seconds=HTTP, namespace="default")
+
+    def reconciler(self, in_doubt: InDoubt = InDoubt.HOLD) -> Reconciler:
+        return Reconciler(
+            self.ledger,
+            {"searchable": self.provider},
+            clock=self.clock,
+            namespace="default",
+            patience=PATIENCE,
+            resume=self.resumed.append,
+            in_doubt=in_doubt,
+        )
+
+    def doubt(self, *, accepted: bool, choice: InDoubt | None = None) -> None:
+        """An email whose answer was lost."""
+        self.provider.script = [Unknown("no answer")]
+        self.provider.accepts = accepted
+        result = self.sender().send(Ready(KEY, make_email(), choice))
+        self.provider.accepts = True
+        assert isinstance(result, Ended)
+        assert result.record.state is State.IN_DOUBT
+
+    def record(self) -> Record:
+        record = self.store.read(KEY)
+        assert record is not None
+        return record
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def after(bench: Bench, seconds: float) -> dict[Step, int]:
+    bench.clock.sleep(seconds)
+    return dict(bench.reconciler().run())
+
+
+def test_an_acceptance_that_a_look_up_shows_settles_it(bench: Bench) -> None:
+    bench.doubt(accepted=True)
+    assert after(bench, LEASE + LAG) == {Step.FOUND: 1}
+    assert (bench.record().state, bench.record().message_id) == (State.SENT, "m1")
+    assert bench.record().evidence[-1].detail == "a look-up at searchable"
+    assert bench.resumed == []
+
+
+def test_nobody_looks_before_the_attempt_is_over_and_its_effect_would_show(bench: Bench) -> None:
+    """A request may reach the provider after its client gave up; one that is looked for too early is not missing."""
+    bench.doubt(accepted=True)
+    assert after(bench, LEASE + LAG - 1) == {}
+    assert bench.provider.asked == []
+
+
+def test_one_look_that_shows_nothing_proves_nothing(bench: Bench) -> None:
+    bench.doubt(accepted=False)
+    assert after(bench, LEASE + LAG) == {}
+    assert bench.record().state is State.IN_DOUBT
+    assert after(bench, LAG - 1) == {}
+    assert len(bench.provider.asked) == 1, "nor does a second one at once"
+
+
+def test_two_do_and_the_email_goes_out_without_its_message(bench: Bench) -> None:
+    bench.doubt(accepted=False)
+    after(bench, LEASE + LAG)
+    assert after(bench, LAG) == {Step.NOT_FOUND: 1}
+    assert bench.resumed == [KEY]
+    result = bench.sender().send(Resume(KEY))
+    assert isinstance(result, Ended)
+    assert result.record.state is State.SENT
+    assert len(bench.provider.accepted) == 1
+    kinds = [item.kind for item in bench.record().evidence]
+    assert kinds == [MISSING, MISSING, Resolution.NOT_SENT.value]
+
+
+def test_a_false_negative_is_mended_by_the_second_look(bench: Bench) -> None:
+    bench.doubt(accepted=True)
+    bench.provider.sightings = [Missing()]
+    assert after(bench, LEASE + LAG) == {}
+    assert after(bench, LAG) == {Step.FOUND: 1}
+    assert len(bench.provider.accepted) == 1
+
+
+def test_looks_of_an_earlier_doubt_do_not_count(bench: Bench) -> None:
+    """Sent again, and in doubt again: what was missing before the new attempt says nothing about it."""
+    bench.doubt(accepted=False)
+    after(bench, LEASE + LAG)
+    after(bench, LAG)
+    bench.provider.script = [Unknown("no answer")]
+    bench.sender().send(Resume(KEY))
+    assert bench.record().state is State.IN_DOUBT
+    bench.provider.sightings = [Missing()]
+    assert after(bench, LEASE + LAG) == {}, "one look is one look"
+    assert after(bench, LAG) == {Step.FOUND: 1}
+    assert len(bench.provider.accepted) == 1
+
+
+def test_a_provider_that_cannot_tell_is_asked_once_a_run(bench: Bench) -> None:
+    bench.doubt(accepted=True)
+    for number in range(3):
+        bench.provider.script = [Unknown("no answer")]
+        bench.sender().send(Ready(f"other-{number}", make_email()))
+    bench.provider.sightings = [CannotTell("HTTP 503")] * 9
+    assert after(bench, LEASE + LAG) == {}
+    assert len(bench.provider.asked) == 1
+    assert bench.record().state is State.IN_DOUBT
+
+
+def test_beyond_the_horizon_nothing_is_concluded(bench: Bench) -> None:
+    """An email that is no longer kept is not missing."""
+    bench.doubt(accepted=True)
+    assert after(bench, HORIZON) == {}
+    assert bench.provider.asked == []
+
+
+def test_two_reconcilers_are_as_good_as_one(bench: Bench) -> None:
+    """Both look, both find nothing, both conclude: one write holds, and one message is made."""
+    bench.doubt(accepted=False)
+    bench.clock.sleep(LEASE + LAG)
+    first, second = bench.reconciler(), bench.reconciler()
+    meanwhile: list[Callable[[], object]] = [second.run]
+    find = bench.provider.find
+
+    def find_while_another_does(provider_key: str, since: float, deadline: Deadline) -> Sighting:
+        if meanwhile:
+            meanwhile.pop()()
+        return find(provider_key, since, deadline)
+
+    bench.provider.find = find_while_another_does  # type: ignore[method-assign]
+    first.run()
+    assert sum(item.kind == MISSING for item in bench.record().evidence) == 1, "two looks at once are one"
+    bench.clock.sleep(LAG)
+    meanwhile.append(second.run)
+    first.run()
+    assert bench.resumed == [KEY]
+    assert bench.record().state is State.RETRY
+
+
+def test_a_crash_before_the_message_is_made_loses_nothing(bench: Bench) -> None:
+    bench.doubt(accepted=False)
+    assert bench.ledger.resolve(bench.record(), Resolution.NOT_SENT, by="somebody who died") is not None
+    assert after(bench, PATIENCE.message - 1) == {}
+    assert after(bench, 1) == {Step.RESUMED: 1}
+    assert bench.resumed == [KEY]
+    assert after(bench, 1) == {}, "and not again at once"
+
+
+def test_a_job_whose_message_was_lost_is_found(bench: Bench) -> None:
+    """Its email is frozen, so that it can be sent without anybody remembering the job."""
+    bench.provider.script = [NotSent("HTTP 503")]
+    bench.sender().send(Render(KEY, "report", make_email))
+    assert after(bench, PATIENCE.message + 1) == {Step.RESUMED: 1}
+    result = bench.sender().send(Resume(KEY))
+    assert isinstance(result, Ended)
+    assert result.record.state is State.SENT
+
+
+def test_an_email_that_only_its_message_has_cannot_be_resumed(bench: Bench) -> None:
+    bench.provider.script = [NotSent("HTTP 503")]
+    bench.sender().send(Ready(KEY, make_email()))
+    assert after(bench, 10 * PATIENCE.message) == {}
+    assert isinstance(bench.sender().send(Resume(KEY)), Empty)
+    assert isinstance(bench.sender().send(Resume("never heard of")), Empty)
+
+
+# What a job chose, and what its provider offers.
+
+
+def unsearchable(bench: Bench, events: str | None = None) -> None:
+    bench.provider.contract = replace(CONTRACT, lookup=None, events=events)
+
+
+@pytest.mark.parametrize("job", [InDoubt.RESEND, None])
+def test_resend_is_at_once_where_nothing_can_be_learnt(bench: Bench, job: InDoubt | None) -> None:
+    unsearchable(bench)
+    bench.doubt(accepted=True, choice=job)
+    assert dict(bench.reconciler(InDoubt.RESEND).run()) == {Step.RESENT: 1}
+    bench.sender().send(Resume(KEY))
+    assert bench.record().state is State.SENT
+    assert len(bench.provider.accepted) == 2, "as the job chose, and it is written down"
+    assert bench.record().evidence[-1].kind == Resolution.RESEND.value
+
+
+def test_resend_waits_for_what_a_look_up_or_an_event_may_tell(bench: Bench) -> None:
+    unsearchable(bench, events="the event feed")
+    bench.doubt(accepted=True, choice=InDoubt.RESEND)
+    assert after(bench, LEASE + PATIENCE.evidence - 1) == {}
+    assert bench.reconciler().hear(provider_key("default", KEY, 0), "m1", "event-1")
+    assert bench.record().state is State.SENT
+    assert after(bench, 10**5) == {}
+    assert len(bench.provider.accepted) == 1
+
+
+def test_drop_ends_it_and_a_late_acceptance_is_still_heard(bench: Bench) -> None:
+    unsearchable(bench)
+    bench.doubt(accepted=True, choice=InDoubt.DROP)
+    assert after(bench, 0) == {Step.DROPPED: 1}
+    assert bench.record().state is State.DROPPED
+    settled = bench.ledger.testify(bench.record(), Accepted("m1"), witness="event", detail="an event")
+    assert settled.state is State.SENT
+
+
+def test_hold_holds_for_ever(bench: Bench) -> None:
+    unsearchable(bench)
+    bench.doubt(accepted=True, choice=InDoubt.HOLD)
+    assert dict(bench.reconciler(InDoubt.DROP).run()) == {}
+    assert after(bench, 10**7) == {}
+
+
+@pytest.mark.parametrize("heard", ["not a key of ours", provider_key("other", KEY, 0)])
+def test_an_event_about_something_else_changes_nothing(bench: Bench, heard: str) -> None:
+    bench.doubt(accepted=True)
+    assert not bench.reconciler().hear(heard, "m1", "event-1")
+    assert bench.record().state is State.IN_DOUBT
+
+
+def test_the_same_event_twice_is_noted_once(bench: Bench) -> None:
+    bench.doubt(accepted=True)
+    for _ in range(2):
+        bench.ledger.testify(bench.record(), Accepted("m1"), witness="event-1", detail="an event")
+    assert len(bench.record().evidence) == 1
+
+
+# Who brings what the ledger holds.
+
+
+def test_a_resumed_key_is_never_sent_twice(bench: Bench) -> None:
+    """Its first message may still be about, and the resumed one may come in two copies."""
+    bench.doubt(accepted=False)
+    bench.ledger.resolve(bench.record(), Resolution.NOT_SENT, by="a person")
+    results: Sequence[object] = [
+        bench.sender().send(Resume(KEY)),
+        bench.sender().send(Resume(KEY)),
+        bench.sender().send(Ready(KEY, make_email())),
+    ]
+    assert all(isinstance(result, Ended) for result in results)
+    assert len(bench.provider.accepted) == 1
+
+
+def test_a_body_that_the_ledger_cannot_keep_leaves_the_doubt_without_it(bench: Bench) -> None:
+    bench.store = Small()
+    bench.doubt(accepted=False)
+    assert bench.record().body is None
+    assert bench.ledger.resolve(bench.record(), Resolution.NOT_SENT, by="a person") is not None
+    again = bench.sender().send(Ready(KEY, make_email()))
+    assert isinstance(again, Ended), "enqueued once more, it goes"
+    assert again.record.state is State.SENT
+
+
+class Small(MemoryStore):
+    """Has no room for any email."""
+
+    def swap(self, old: Record | None, new: Record) -> Record | None:
+        if new.body is not None:
+            raise BodyTooLarge("too large")
+        return super().swap(old, new)
