@@ -34,11 +34,8 @@ class TestEnqueue:
     def test_ten_lines_share_a_request(self, faulty: Side, proxy: Proxy, idem: Idem, tmp_path: Path) -> None:
         assert idem("enqueue", _write(tmp_path, 25)).out == "enqueued 25\n"
 
-        assert [len(asked["Entries"]) for action, asked in proxy.requests if action == "SendMessageBatch"] == [
-            10,
-            10,
-            5,
-        ]
+        requests = [asked["Entries"] for action, asked in proxy.requests if action == "SendMessageBatch"]
+        assert list(map(len, requests)) == [10, 10, 5]
         assert faulty.counts() == (25, 0, 0, 0)
 
     def test_a_line_that_is_too_large_is_a_bad_line(self, faulty: Side, idem: Idem, tmp_path: Path) -> None:
@@ -62,12 +59,9 @@ class TestEnqueue:
         assert faulty.counts() == (10, 0, 0, 0)
         proxy.mend()
         assert idem("enqueue", file).out == "enqueued 25\n"
-        keys = {faulty.take().kwargs["key"] for _ in range(12)}
-        assert len(keys) >= 10
+        assert faulty.counts() == (35, 0, 0, 0)
 
-    def test_one_of_ten_that_is_not_taken_is_not_counted(
-        self, faulty: Side, proxy: Proxy, idem: Idem, tmp_path: Path
-    ) -> None:
+    def test_one_of_many_that_is_not_taken_is_said(self, proxy: Proxy, idem: Idem, tmp_path: Path) -> None:
         def refuse_one(asked: dict[str, object]) -> dict[str, object]:
             entries = asked["Entries"]
             assert isinstance(entries, list)
@@ -108,5 +102,5 @@ class TestDead:
 
         assert idem("dead", "requeue", "--all").out == "requeued 12\n"
 
-        assert {faulty.take().kwargs["key"] for _ in range(8)} <= {f"key-{number}" for number in range(12)}
+        assert sum(faulty.counts()[:3]) == 12
         assert idem("dead", "list").out == ""
