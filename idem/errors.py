@@ -13,7 +13,8 @@
     │   ├── BodyTooLarge      it cannot freeze what a job built
     │   └── LedgerUnusable    it answers, but cannot be trusted: damaged, or of a newer version
     └── BrokerError
-        └── BrokerUnavailable it does not answer: nothing was enqueued or acknowledged
+        ├── BrokerUnavailable it does not answer: nothing was enqueued or acknowledged
+        └── JobTooLarge       it can hold no message as large as this job's
 
 Each message says what failed, where, and what to do; none holds an address or a secret.
 """
@@ -84,3 +85,7 @@ class BrokerError(IdemError):
 
 class BrokerUnavailable(BrokerError):
     """Raised when the broker does not answer; whether a job was enqueued is not known."""
+
+
+class JobTooLarge(BrokerError):
+    """Raised when the broker can hold no message as large as a job's; others go."""

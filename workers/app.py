@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Generic, Literal, ParamSpec
 
+from dramatiq import Message
+
 from idem.bulk import Ready, cut
 from idem.clock import SystemClock
 from idem.email import Email
@@ -21,6 +23,7 @@ from idem.reconcile import Reconciler
 from idem.send import Point
 from workers import wiring
 from workers.actors import JobFunction, Performer, declare_actor
+from workers.brokers.base import TOGETHER
 from workers.jobs import QUEUE, email_message, job_message, part_message, resume_message
 from workers.settings import Settings
 
@@ -119,10 +122,16 @@ class App:
         new one. Raises `UnsupportedEmail` for what the provider cannot express, and `BrokerUnavailable` like `send` of
         a job.
         """
-        self._check(email)
-        message, used = email_message(email, key, _choice(in_doubt))
+        message, used = self.message(email, key=key, in_doubt=in_doubt)
         self.broker.enqueue(message)
         return used
+
+    def message(
+        self, email: Email, *, key: str | None = None, in_doubt: Literal["hold", "resend", "drop"] | None = None
+    ) -> tuple[Message[None], str]:
+        """What `enqueue` would enqueue, and its key: for those who enqueue many together."""
+        self._check(email)
+        return email_message(email, key, _choice(in_doubt))
 
     def enqueue_bulk(
         self,
@@ -141,9 +150,13 @@ class App:
             self._check(email)
         stem, choice = check_key(key if key is not None else str(uuid.uuid4())), _choice(in_doubt)
         keys: list[str] = []
-        for part in cut(stem, emails, choice):
-            self.broker.enqueue(part_message(part))
-            keys += [part.key] if isinstance(part, Ready) else [member for member, _ in part.members()]
+        parts = list(cut(stem, emails, choice))
+        for start in range(0, len(parts), TOGETHER):
+            together = parts[start : start + TOGETHER]
+            for error in filter(None, self.broker.enqueue_many([part_message(part) for part in together])):
+                raise error
+            for part in together:
+                keys += [part.key] if isinstance(part, Ready) else [member for member, _ in part.members()]
         return keys
 
     @cached_property

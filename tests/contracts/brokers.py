@@ -19,7 +19,7 @@ from dramatiq import Message
 from dramatiq.broker import Consumer, MessageProxy
 
 from idem.clock import SystemClock
-from idem.errors import BrokerUnavailable, IdemError
+from idem.errors import BrokerUnavailable, IdemError, JobTooLarge
 from idem.gate import Gate
 from idem.ledger import Ledger
 from idem.policy import Policy
@@ -148,6 +148,19 @@ class _Deliveries(_Contract):
         assert (got.message_id, got.actor_name, got.args) == (sent.message_id, sent.actor_name, ())
         assert got.kwargs == sent.kwargs
         assert got.message_timestamp == sent.message_timestamp
+
+    def test_many_arrive_as_one_would(self, broker: Broker, worker: Worker) -> None:
+        messages = [email_message(make_email(str(number)), f"k{number:02}")[0] for number in range(25)]
+
+        assert broker.enqueue_many(messages) == [None] * 25
+        assert broker.enqueue_many([]) == []
+
+        seen = []
+        for _ in messages:
+            message = worker.fetch()
+            seen.append((message.message_id, _key(message)))
+            worker.finish(message, Acknowledge())
+        assert sorted(seen) == sorted((sent.message_id, sent.kwargs["key"]) for sent in messages)
 
     def test_a_job_arrives_as_it_was(self, broker: Broker, worker: Worker) -> None:
         broker.enqueue(job_message("report", [1, None, "x"], {"deep": {"list": [1.5, True]}}, "k")[0])
@@ -328,6 +341,8 @@ class _Accidents(_Contract):
             with pytest.raises(BrokerUnavailable) as caught:
                 act()
             assert len(str(caught.value).splitlines()) == 1
+        many = broker.enqueue_many([email_message(make_email(), key)[0] for key in ("k4", "k5")])
+        assert [type(error) for error in many] == [BrokerUnavailable] * 2
 
     @pytest.mark.parametrize("data", [b"", b"\xff\x00", b"not json", b"[1]", b"7", b"{}", b'{"kwargs": 1}'])
     def test_what_cannot_be_decoded_is_kept_with_the_reason_and_stops_nobody(
@@ -373,7 +388,10 @@ class _Accidents(_Contract):
             return
         with pytest.raises(IdemError) as caught:
             broker.enqueue(email_message(make_email(text="x" * harness.limit_bytes), "k")[0])
-        assert not isinstance(caught.value, BrokerUnavailable)
+        assert isinstance(caught.value, JobTooLarge)
+        large, small = make_email(text="x" * harness.limit_bytes), make_email()
+        many = broker.enqueue_many([email_message(email, "k")[0] for email in (small, large, small)])
+        assert list(map(type, many)) == [type(None), JobTooLarge, type(None)]
 
 
 class _DeadLetters(_Contract):

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 from dramatiq import Message
 from dramatiq.broker import MessageProxy
+
+from idem.errors import BrokerError
+
+#: As many messages as a caller of `enqueue_many` gives at once: more would share no request with any broker.
+TOGETHER: Final = 10
 
 #: The pause before a message comes again about which nothing was said.
 UNSAID_SECONDS = 5.0
@@ -83,6 +88,10 @@ class JobBroker(Protocol):
 
     def enqueue(self, message: Message[None], *, delay: int | None = None) -> Message[None]:
         """Return once the broker has the message durably; `delay` in milliseconds. `BrokerUnavailable` if unsure."""
+        ...
+
+    def enqueue_many(self, messages: Sequence[Message[None]]) -> list[BrokerError | None]:
+        """Enqueue them in as few requests as can be; for each None once the broker has it, or the error."""
         ...
 
     def backlog(self) -> Backlog:

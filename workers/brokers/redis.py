@@ -92,6 +92,17 @@ class RedisBroker(dramatiq.Broker):
                 self.move("delay", copy.queue_name, copy.options[_ID], copy.encode(), delay)
             return copy
 
+    def enqueue_many(self, messages: Sequence[Message[Any]]) -> list[BrokerError | None]:
+        """See `JobBroker.enqueue_many`: one after the other, and none behind one that failed."""
+        results: list[BrokerError | None] = []
+        for message in messages:
+            try:
+                self.enqueue(message)
+            except BrokerError as error:
+                return results + [error] * (len(messages) - len(results))
+            results.append(None)
+        return results
+
     def backlog(self) -> Backlog:
         """How many messages there are, by one atomic reading."""
         with translated():

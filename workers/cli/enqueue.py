@@ -12,11 +12,13 @@ from typing import Any
 
 import click
 import msgspec
+from dramatiq import Message
 
 from idem.email import Email
-from idem.errors import EmailError, InputError, InvalidKey
+from idem.errors import EmailError, InputError, InvalidKey, JobTooLarge
 from idem.keys import check_key, take_explicit
 from workers.app import App
+from workers.brokers.base import TOGETHER
 from workers.cli.sources import FORMATS, BadLine, Line, Source, read_source
 
 
@@ -77,15 +79,53 @@ class _Naming:
 def _enqueue_file(app: App, name: str, naming: _Naming, format_name: str | None, report: _Report) -> None:
     try:
         with read_source("-" if name == "-" else Path(name), format_name) as source, _progress(source) as advance:
-            for line in source.lines():
-                _enqueue_line(app, source, line, naming, report)
-                advance(line.number)
+            batch = _Batch(app, source, report)
+            try:
+                for line in source.lines():
+                    _enqueue_line(batch, line, naming)
+                    advance(line.number)
+            except InputError:
+                batch.send()
+                raise
+            batch.send()
     except InputError as error:
         report.unreadable = True
         _refuse(report, name, None, str(error))
 
 
-def _enqueue_line(app: App, source: Source, line: Line, naming: _Naming, report: _Report) -> None:
+class _Batch:
+    """Good lines that go to the broker together; one counts as enqueued only once the broker has it."""
+
+    def __init__(self, app: App, source: Source, report: _Report) -> None:
+        self.app = app
+        self.source = source
+        self.report = report
+        self._waiting: list[tuple[int, Message[None]]] = []
+
+    def add(self, number: int, message: Message[None]) -> None:
+        """Send it with those that wait, as soon as they are enough."""
+        self._waiting.append((number, message))
+        if len(self._waiting) >= TOGETHER:
+            self.send()
+
+    def send(self) -> None:
+        """Send what waits. Raises the broker's error; what it took is counted, and a line too large is a bad line."""
+        waiting, self._waiting = self._waiting, []
+        failure = None
+        results = self.app.broker.enqueue_many([message for _, message in waiting]) if waiting else []
+        for (number, _), error in zip(waiting, results, strict=True):
+            if error is None:
+                self.report.enqueued += 1
+            elif isinstance(error, JobTooLarge):
+                _refuse(self.report, self.source.name, number, str(error))
+            else:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+
+def _enqueue_line(batch: _Batch, line: Line, naming: _Naming) -> None:
+    app, source, report = batch.app, batch.source, batch.report
     if isinstance(line, BadLine):
         _refuse(report, source.name, line.number, line.error)
         return
@@ -93,13 +133,14 @@ def _enqueue_line(app: App, source: Source, line: Line, naming: _Naming, report:
         email, explicit = take_explicit(line.email, line.key)
         key = check_key(explicit if explicit is not None else naming.key(source, line.number))
         state = _ended_state(app, key, email)
-        if state is None:
-            app.enqueue(email, key=key)
-            report.enqueued += 1
-        else:
+        if state is not None:
             report.ended[state] += 1
+            return
+        message, _ = app.message(email, key=key)
     except (EmailError, InvalidKey) as error:
         _refuse(report, source.name, line.number, str(error))
+    else:
+        batch.add(line.number, message)
 
 
 def _ended_state(app: App, key: str, email: Email) -> str | None:

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 from botocore.exceptions import ClientError  # type: ignore[import-untyped]  # ships no types
 
-from idem.errors import BrokerError
+from idem.errors import BrokerError, JobTooLarge
 from workers.brokers.sqs.client import Client
 from workers.brokers.sqs.failures import Place, Unreadable, code_of, translated
 
@@ -91,7 +91,7 @@ def fold(body: str, bucket: Bucket | None) -> str:
     if size <= LARGEST - ATTRIBUTES:
         return body
     if bucket is None:
-        raise BrokerError(
+        raise JobTooLarge(
             f"a job of {size:,} bytes is too large for SQS, which takes {LARGEST:,}: set IDEM_BODIES_BUCKET to an S3 "
             "bucket for large ones, or enqueue a job that builds its email in the worker"
         )

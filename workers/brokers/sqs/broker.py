@@ -84,8 +84,16 @@ class SqsBroker(dramatiq.Broker):
         return message
 
     def enqueue_many(self, messages: Sequence[Message[Any]]) -> list[BrokerError | None]:
-        """Enqueue many in as few requests as can be; for each the error, or None once SQS has it."""
-        return self.jobs_sender.send_all([self._outgoing(message, None) for message in messages])
+        """See `JobBroker.enqueue_many`; one that is too large keeps none of the others from being sent."""
+        made = [self._made(message) for message in messages]
+        sent = iter(self.jobs_sender.send_all([item for item in made if isinstance(item, Outgoing)]))
+        return [item if isinstance(item, BrokerError) else next(sent) for item in made]
+
+    def _made(self, message: Message[Any]) -> Outgoing | BrokerError:
+        try:
+            return self._outgoing(message, None)
+        except BrokerError as error:
+            return error
 
     def _outgoing(self, message: Message[Any], delay: int | None) -> Outgoing:
         body = fold(message.encode().decode(), self.bucket)
