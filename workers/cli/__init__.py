@@ -29,9 +29,9 @@ _COMMANDS = {
     "reopen": ("resolve", "Send a rejected email again, once its cause is mended."),
     "resolve": ("resolve", "Say what became of an email in doubt."),
     "list": ("records", "List the records in one state."),
+    "sandbox": ("sandbox", "Serve the providers' APIs locally, with faults and an inbox."),
     "schedule": ("schedule", "Show, run, pause and backfill schedules."),
     "scheduler": ("scheduler", "Enqueue what is scheduled, when it is due."),
-    "sandbox": ("sandbox", "Serve the providers' APIs locally, with faults and an inbox."),
     "status": ("records", "Count what waits in the queue and what the ledger holds."),
     "worker": ("worker", "Send what is enqueued."),
 }
