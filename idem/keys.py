@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from datetime import UTC, datetime
 
 from idem.email import Email
 from idem.errors import InvalidKey
@@ -36,6 +37,15 @@ def take_explicit(email: Email, key: str | None) -> tuple[Email, str | None]:
         email = email.without_header(_KEY_HEADER)
     explicit = key if key is not None else header
     return email, None if explicit is None else check_key(explicit)
+
+
+def slot_key(job: str, slot: datetime) -> str:
+    """The key of a scheduled run, by its nominal time: whoever computes the slot, on whatever clock, gets this key.
+
+    To the second, as the instants are that Amazon EventBridge Scheduler puts into a message
+    (https://docs.aws.amazon.com/scheduler/latest/UserGuide/managing-schedule-context-attributes.html).
+    """
+    return f"{job}/{slot.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def range_key(key: str, first: int, last: int) -> str:

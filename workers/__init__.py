@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workers.app import App, DeclaredJob
+    from workers.schedule.slots import Slot
     from workers.settings import Settings
 
-__all__ = ["App", "DeclaredJob", "Settings"]
+__all__ = ["App", "DeclaredJob", "Settings", "Slot"]
 
-_HOMES = {"App": "workers.app", "DeclaredJob": "workers.app", "Settings": "workers.settings"}
+_HOMES = {
+    "App": "workers.app",
+    "DeclaredJob": "workers.app",
+    "Settings": "workers.settings",
+    "Slot": "workers.schedule.slots",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -30,6 +30,8 @@ _COMMANDS = {
     "resolve": ("resolve", "Say what became of an email in doubt."),
     "list": ("records", "List the records in one state."),
     "sandbox": ("sandbox", "Serve the providers' APIs locally, with faults and an inbox."),
+    "schedule": ("schedule", "Show, run, pause and backfill schedules."),
+    "scheduler": ("scheduler", "Enqueue what is scheduled, when it is due."),
     "status": ("records", "Count what waits in the queue and what the ledger holds."),
     "worker": ("worker", "Send what is enqueued."),
 }
