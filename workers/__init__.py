@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workers.app import App, DeclaredJob
     from workers.settings import Settings
+    from workers.webhooks.event import Event
 
-__all__ = ["App", "DeclaredJob", "Settings"]
+__all__ = ["App", "DeclaredJob", "Event", "Settings"]
 
-_HOMES = {"App": "workers.app", "DeclaredJob": "workers.app", "Settings": "workers.settings"}
+_HOMES = {
+    "App": "workers.app",
+    "DeclaredJob": "workers.app",
+    "Event": "workers.webhooks.event",
+    "Settings": "workers.settings",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -23,8 +23,11 @@ from workers import wiring
 from workers.actors import JobFunction, Performer, declare_actor
 from workers.jobs import QUEUE, email_message, job_message, part_message, resume_message
 from workers.settings import Settings
+from workers.webhooks.declared import Declared, Hook, as_job, check_declaration
 
 if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
     from workers.brokers.redis import RedisBroker
 
 P = ParamSpec("P")
@@ -78,6 +81,7 @@ class App:
     def __init__(self, settings: Settings, *, reach: Callable[[Point], None] = lambda _: None) -> None:
         self.settings = settings
         self.jobs: dict[str, JobFunction] = {}
+        self._webhooks = Declared()
         self._reach = reach
         self._lock = threading.RLock()
 
@@ -112,6 +116,33 @@ class App:
         if callable(name):
             raise JobError("write @app.job() with parentheses")
         return declare
+
+    def webhook(
+        self,
+        source: str,
+        *types: str,
+        name: str | None = None,
+        in_doubt: Literal["hold", "resend", "drop"] | None = None,
+    ) -> Callable[[Hook], Hook]:
+        """Declare a job that runs once for each event of these types: a function that takes an `Event`.
+
+        It returns what a job returns. `source` is a sender, or `<sender>_<account>`; the key is `<source>/<event
+        id>/<name>`, where the name is by default the function's own. One event may have several jobs.
+        """
+        choice = _choice(in_doubt)
+
+        def declare(function: Hook) -> Hook:
+            check_declaration(source, types, function)
+            chosen = name or str(getattr(function, "__name__", "webhook"))
+            self.job(chosen, in_doubt=in_doubt)(as_job(function))
+            self._webhooks.add(source, types, chosen, choice)
+            return function
+
+        return declare
+
+    def webhooks(self) -> Starlette:
+        """The receiver of webhooks as an ASGI application: what `idem webhooks` serves, or to mount in one's own."""
+        return wiring.build_webhooks(self.settings, self._webhooks, self.broker.enqueue, SystemClock())
 
     def enqueue(
         self, email: Email, *, key: str | None = None, in_doubt: Literal["hold", "resend", "drop"] | None = None

@@ -31,6 +31,7 @@ _COMMANDS = {
     "list": ("records", "List the records in one state."),
     "sandbox": ("sandbox", "Serve the providers' APIs locally, with faults and an inbox."),
     "status": ("records", "Count what waits in the queue and what the ledger holds."),
+    "webhooks": ("webhooks", "Receive other services' events and enqueue their jobs."),
     "worker": ("worker", "Send what is enqueued."),
 }
 
