@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 WHSEC = "whsec_" + base64.b64encode(b"a secret of twenty-four!").decode()
-PLAIN = "a secret of thirty-two characters"
+PLAIN = "a-secret-of-thirty-two-characters"
 NOW = 1_800_000_000
 
 #: The secret that a source of each sender is given.
