@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import uuid
+from collections import ChainMap
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec
@@ -23,7 +24,9 @@ from workers import wiring
 from workers.actors import JobFunction, Performer, declare_actor
 from workers.jobs import QUEUE, email_message, job_message, part_message, resume_message
 from workers.settings import Settings
-from workers.webhooks.declared import Declared, Hook, as_job, check_declaration
+from workers.webhooks.declared import HEAR, Declared, Hook, as_job, check_declaration
+from workers.webhooks.event import Event
+from workers.webhooks.happened import told
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -211,7 +214,7 @@ class App:
         performer = Performer(
             wiring.build_sender(self.settings, self.ledger, clock, self._reach, self.gate),
             self.broker,
-            self.jobs,
+            ChainMap({HEAR: as_job(self._hear)}, self.jobs),
             ledger=self.ledger,
             gate=self.gate,
             policy=wiring.build_policy(self.settings),
@@ -228,9 +231,19 @@ class App:
         """What finds out about emails in doubt; a worker runs one, and so does `idem reconcile`."""
         return wiring.build_reconciler(self.settings, self.ledger, SystemClock(), self.resume)
 
+    @cached_property
+    def _listener(self) -> Reconciler:
+        return self.reconciler()
+
+    def _hear(self, event: Event) -> None:
+        """Take what a provider told to the email in doubt that it speaks of, if there is one."""
+        found = told(event)
+        if found is not None and found.provider_key is not None:
+            self._listener.hear(found.provider_key, found.message_id, event.id)
+
     def close(self) -> None:
         """Let go of what was opened; the embedded server stops when its last user has closed."""
-        for name in ("gate", "ledger"):
+        for name in ("gate", "ledger", "_listener"):
             self.__dict__.pop(name, None)
         for name in ("broker", "_store"):
             if name in self.__dict__:

@@ -285,11 +285,11 @@ async def _fuzz(times: int, dice: random.Random) -> Fuzzed:
     return Fuzzed(answers, wrong[:5])
 
 
-def _signed(source: str, raw: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
-    """The values outside of the body that a signature covers; Nuntly's own instant is in the signature's header."""
+def _signed(source: str, raw: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """What a signature covers outside of the body, in any order; Nuntly's instant is in the signature's own header."""
     if source == "nuntly":
         return []
-    return [value for name, value in raw if name.endswith((b"webhook-id", b"svix-id", b"-timestamp"))]
+    return sorted((name, value) for name, value in raw if name.endswith((b"webhook-id", b"svix-id", b"-timestamp")))
 
 
 async def _ask(app: Any, source: str, raw: Sequence[tuple[bytes, bytes]], body: bytes) -> int:
