@@ -58,6 +58,19 @@ def member_key(key: str, number: int) -> str:
     return f"{_stem(key)}/{number}"
 
 
+def event_key(source: str, event_id: str, purpose: str) -> str:
+    """The key of what one event of a source is to do: `<source>/<event id>/<purpose>`.
+
+    Two different events never share one: a slash in the id is written `%2F`, and a key that would be too long has the
+    SHA-256 of the id in its place.
+    """
+    if len(source) + len(event_id) + len(purpose) + 2 <= MAX_KEY:
+        key = f"{source}/{event_id.replace('%', '%25').replace('/', '%2F')}/{purpose}"
+        if len(key) <= MAX_KEY:
+            return check_key(key)
+    return check_key(f"{source}/{hashlib.sha256(event_id.encode()).hexdigest()}/{purpose}")
+
+
 def is_range(key: str, count: int) -> bool:
     """Whether `range_key` could have made this key for that many emails."""
     found = _RANGE.fullmatch(key)

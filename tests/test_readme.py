@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from idem.providers.base import Contract, Memory
+from workers import Event
 from workers.settings import PROVIDERS, SETTINGS
 from workers.wiring import contract_of
 
@@ -92,6 +94,17 @@ def test_what_a_user_writes_and_enqueues_is_sent_once(tmp_path: Path, port: int)
     assert printed.splitlines()[-1] == "5 5"
 
 
+def test_what_a_user_writes_for_webhooks_builds_its_email(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (hooks,) = _blocks("python", "# hooks.py")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(hooks, names)  # noqa: S102 - the README's own block
+    intent = {"receipt_email": "ann@example.com"}
+    event = Event(source="stripe", id="evt_1", type="t", created=None, data={"data": {"object": intent}})
+
+    assert names["receipt"](event).to == ("ann@example.com",)
+
+
 _COUNT = (
     "import json, urllib.request as r; "
     "a = json.load(r.urlopen('http://127.0.0.1:{port}/api/accepted')); "
@@ -101,7 +114,7 @@ _COUNT = (
 
 def test_every_block_is_run_by_a_test() -> None:
     """The rights of an ACL user are in `workers/brokers/test_servers.py`."""
-    assert len(_BLOCKS) == 6
+    assert len(_BLOCKS) == 7
 
 
 def test_runbook(tmp_path: Path) -> None:

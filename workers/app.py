@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import threading
 import uuid
+from collections import ChainMap
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any, Generic, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
 
 from dramatiq import Message
 
@@ -30,6 +31,12 @@ from workers.schedule.board import Board
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.slots import CatchUp, Schedule, Slot, make_rule, read_instant
 from workers.settings import Settings
+from workers.webhooks.declared import HEAR, Declared, Hook, as_job, check_declaration
+from workers.webhooks.event import Event
+from workers.webhooks.happened import told
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
 
 P = ParamSpec("P")
 ScheduledFunction = TypeVar(
@@ -116,6 +123,7 @@ class App:
         self.settings = settings
         self.jobs: dict[str, JobFunction] = {}
         self.schedules: dict[str, Schedule] = {}
+        self._webhooks = Declared()
         self._reach = reach
         self._lock = threading.RLock()
 
@@ -182,6 +190,33 @@ class App:
             return function
 
         return declare
+
+    def webhook(
+        self,
+        source: str,
+        *types: str,
+        name: str | None = None,
+        in_doubt: Literal["hold", "resend", "drop"] | None = None,
+    ) -> Callable[[Hook], Hook]:
+        """Declare a job that runs once for each event of these types: a function that takes an `Event`.
+
+        It returns what a job returns. `source` is a sender, or `<sender>_<account>`; the key is `<source>/<event
+        id>/<name>`, where the name is by default the function's own. One event may have several jobs.
+        """
+        choice = _choice(in_doubt)
+
+        def declare(function: Hook) -> Hook:
+            check_declaration(source, types, function)
+            chosen = name or str(getattr(function, "__name__", "webhook"))
+            self.job(chosen, in_doubt=in_doubt)(as_job(function))
+            self._webhooks.add(source, types, chosen, choice)
+            return function
+
+        return declare
+
+    def webhooks(self) -> Starlette:
+        """The receiver of webhooks as an ASGI application: what `idem webhooks` serves, or to mount in one's own."""
+        return wiring.build_webhooks(self.settings, self._webhooks, self.broker.enqueue, SystemClock())
 
     def enqueue(
         self, email: Email, *, key: str | None = None, in_doubt: Literal["hold", "resend", "drop"] | None = None
@@ -260,7 +295,7 @@ class App:
         performer = Performer(
             wiring.build_sender(self.settings, self.ledger, clock, self._reach, self.gate),
             self.broker,
-            self.jobs,
+            ChainMap({HEAR: as_job(self._hear)}, self.jobs),
             ledger=self.ledger,
             gate=self.gate,
             policy=wiring.build_policy(self.settings),
@@ -292,9 +327,19 @@ class App:
         """What finds out about emails in doubt; a worker runs one, and so does `idem reconcile`."""
         return wiring.build_reconciler(self.settings, self.ledger, SystemClock(), self.resume)
 
+    @cached_property
+    def _listener(self) -> Reconciler:
+        return self.reconciler()
+
+    def _hear(self, event: Event) -> None:
+        """Take what a provider told to the email in doubt that it speaks of, if there is one."""
+        found = told(event)
+        if found is not None and found.provider_key is not None:
+            self._listener.hear(found.provider_key, found.message_id, event.id)
+
     def close(self) -> None:
         """Let go of what was opened; the embedded server stops when its last user has closed."""
-        for name in ("board", "gate", "ledger"):
+        for name in ("board", "gate", "ledger", "_listener"):
             self.__dict__.pop(name, None)
         for name in ("broker", "_store"):
             if name in self.__dict__:

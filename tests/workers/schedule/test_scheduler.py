@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -14,7 +14,7 @@ from dramatiq import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idem.errors import BrokerUnavailable, LedgerUnavailable, LedgerUnusable
+from idem.errors import BrokerError, BrokerUnavailable, LedgerUnavailable, LedgerUnusable
 from idem.stores.memory import MemoryStore
 from tests.fakes import Crash, FakeClock
 from workers.brokers.base import Backlog, DeadLetter
@@ -41,7 +41,16 @@ class Queue:
         self.keys.append(call.key)
         return message
 
+    def enqueue_many(self, messages: Sequence[Message[None]]) -> list[BrokerError | None]:
+        raise NotImplementedError
+
     def backlog(self) -> Backlog:
+        raise NotImplementedError
+
+    def is_empty(self) -> bool:
+        raise NotImplementedError
+
+    def create(self) -> list[str]:
         raise NotImplementedError
 
     def dead_letters(self) -> Iterator[DeadLetter]:
