@@ -8,6 +8,8 @@ person can look up: sent, rejected, or in doubt. Nothing is lost, nothing is sen
     UNSURE   ──claim──▶ SENDING             same bytes, same key, while the provider remembers it
              ──claim──▶ IN_DOUBT            afterwards, and for a provider without keys
     (absent) ──claim──▶ RENDERING ──freeze──▶ SENDING, or SPLIT into several emails
+    (absent) ──ask────▶ PENDING             a producer wrote it down first; claimed as if it were absent
+    where nothing was sent: ──claim──▶ EXPIRED, too late to begin; ──cancel──▶ CANCELLED
 
 The words, one meaning each: an **effect** is one email accepted by a provider. A **key** is the name of one intended
 effect; its **fingerprint** is the SHA-256 of the canonical email, and the same key with another one is a **conflict**.

@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec
+
+from dramatiq import Message
 
 from idem.bulk import Ready, cut
 from idem.clock import SystemClock
 from idem.email import Email
-from idem.errors import JobError
+from idem.errors import BrokerUnavailable, InvalidKey, JobError
 from idem.gate import Gate
 from idem.keys import check_key
 from idem.ledger import Ledger
-from idem.protocol import InDoubt
+from idem.protocol import Conflict, InDoubt, State
 from idem.reconcile import Reconciler
 from idem.send import Point
 from workers import wiring
 from workers.actors import JobFunction, Performer, declare_actor
-from workers.jobs import QUEUE, email_message, job_message, part_message, resume_message
+from workers.jobs import QUEUE, email_message, intent_of_message, job_message, part_message, record_message
 from workers.settings import Settings
+from workers.timing import Timing
 
 if TYPE_CHECKING:
     from workers.brokers.redis import RedisBroker
 
 P = ParamSpec("P")
+
+_log = logging.getLogger("idem.enqueue")
+
+#: What `DeclaredJob.send` takes beside the function's own arguments.
+_SAID_IN_SEND = frozenset({"key", "delay", "at", "expires", "durable"})
 
 
 def _choice(in_doubt: str | None) -> InDoubt | None:
@@ -56,19 +68,30 @@ class DeclaredJob(Generic[P]):
         """Build the email here and now, without sending it: for tests and previews."""
         return self._function(*args, **kwargs)
 
-    def send(self, *args: Any, key: str | None = None, **kwargs: Any) -> str:
+    def send(
+        self,
+        *args: Any,
+        key: str | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+        expires: float | datetime | None = None,
+        durable: bool | None = None,
+        **kwargs: Any,
+    ) -> str:
         """Enqueue the job and return its key; returning means that the broker has it.
 
         Without `key`, the message's own id is the key, and enqueueing twice means two emails. With it, twice is once.
         Arguments must be JSON values. Raises `JobError` for arguments that the function does not take, and
-        `BrokerUnavailable` when it is not known whether the job was enqueued: call again with the same key.
+        `BrokerUnavailable` when it is not known whether the job was enqueued: call again with the same key. The others
+        are as for `App.enqueue`.
         """
         try:
             inspect.signature(self._function).bind(*args, **kwargs)
         except TypeError as error:
             raise JobError(f"job {self.name}: {error}") from error
-        message, used = job_message(self.name, args, kwargs, key, self._in_doubt)
-        self._app.broker.enqueue(message)
+        timing = self._app.timing(delay, at, expires)
+        message, used = job_message(self.name, args, kwargs, key, self._in_doubt, expires_at=timing.expires_at)
+        self._app.ask(message, timing, durable=durable)
         return used
 
 
@@ -104,8 +127,8 @@ class App:
                 raise JobError(f"{type(function).__name__} has no name: write @app.job('a-name')")
             if chosen in self.jobs:
                 raise JobError(f"two jobs are named {chosen!r}: give one of them another name")
-            if "key" in inspect.signature(function).parameters:
-                raise JobError(f"job {chosen}: `key` names the idempotency key in send(); rename the parameter")
+            for taken in inspect.signature(function).parameters.keys() & _SAID_IN_SEND:
+                raise JobError(f"job {chosen}: `{taken}` is an argument of send() itself; rename the parameter")
             self.jobs[chosen] = function
             return DeclaredJob(self, chosen, function, choice)
 
@@ -113,26 +136,45 @@ class App:
             raise JobError("write @app.job() with parentheses")
         return declare
 
-    def enqueue(
-        self, email: Email, *, key: str | None = None, in_doubt: Literal["hold", "resend", "drop"] | None = None
+    def enqueue(  # noqa: PLR0913 - what a caller may say about an email
+        self,
+        email: Email,
+        *,
+        key: str | None = None,
+        in_doubt: Literal["hold", "resend", "drop"] | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+        expires: float | datetime | None = None,
+        durable: bool | None = None,
     ) -> str:
         """Enqueue an email that is ready and return its key; returning means that the broker has it.
 
         `in_doubt` is as for a job. The key is the argument's, else that of the email's `Idempotency-Key` header, else a
-        new one. Raises `UnsupportedEmail` for what the provider cannot express, and `BrokerUnavailable` like `send` of
-        a job.
+        new one. It is not sent before `delay` seconds are over, or before `at`; a first attempt that would begin later
+        than `expires` (seconds from now, or an instant) is not made, and the key ends as expired. `durable` (by default
+        `IDEM_DURABLE`): it is written to the ledger first, and enqueued again should the queue lose it; returning then
+        means that the ledger has it, even if the broker does not answer.
+
+        Raises `UnsupportedEmail` for what the provider cannot express, `JobError` for a time that makes no sense, and
+        `BrokerUnavailable` like `send` of a job; durable, `LedgerUnavailable` in its place, and `InvalidKey` when the
+        key already stands for another email.
         """
         self._check(email)
-        message, used = email_message(email, key, _choice(in_doubt))
-        self.broker.enqueue(message)
+        timing = self.timing(delay, at, expires)
+        message, used = email_message(email, key, _choice(in_doubt), timing.expires_at)
+        self.ask(message, timing, durable=durable)
         return used
 
-    def enqueue_bulk(
+    def enqueue_bulk(  # noqa: PLR0913 - as above
         self,
         emails: Sequence[Email],
         *,
         key: str | None = None,
         in_doubt: Literal["hold", "resend", "drop"] | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+        expires: float | datetime | None = None,
+        durable: bool | None = None,
     ) -> list[str]:
         """Enqueue many emails as one job and return their keys: `<key>/1`, `<key>/2`, ... in the order of the list.
 
@@ -143,11 +185,51 @@ class App:
         for email in emails:
             self._check(email)
         stem, choice = check_key(key if key is not None else str(uuid.uuid4())), _choice(in_doubt)
+        timing = self.timing(delay, at, expires)
         keys: list[str] = []
         for part in cut(stem, emails, choice):
-            self.broker.enqueue(part_message(part))
+            self.ask(part_message(replace(part, expires_at=timing.expires_at)), timing, durable=durable)
             keys += [part.key] if isinstance(part, Ready) else [member for member, _ in part.members()]
         return keys
+
+    def cancel(self, key: str, *, by: str = "by the application") -> None:
+        """Call a key back: whatever was or will be enqueued under it is not sent. Twice is once.
+
+        Raises `JobError` when it is too late: an attempt is under way, or may have been accepted, or the key has ended.
+        What a bulk or a list was enqueued as has a key for each email, and each is cancelled by its own; a range that
+        goes out as one request is not to be cancelled in part.
+        """
+        if self.ledger.cancel(check_key(key), by=by) is not None:
+            return
+        record = self.ledger.read(key)
+        if record is not None and record.state is not State.CANCELLED:
+            raise JobError(f"the key cannot be cancelled any more: it is {record.state.replace('_', ' ')}")
+
+    def timing(self, delay: float | None, at: datetime | None, expires: float | datetime | None) -> Timing:
+        """What a producer says about time, checked. Raises `JobError`."""
+        if delay is None and at is None and expires is None:
+            return Timing()
+        memory = wiring.build_policy(self.settings).memory_seconds
+        return Timing.of(time.time(), delay=delay, at=at, expires=expires, memory_seconds=memory)
+
+    def ask(self, message: Message[None], timing: Timing, *, durable: bool | None) -> None:
+        """Enqueue a message; durable, after the ledger has what it takes to make it again.
+
+        Then a broker that does not answer is no error: whoever was told of one, and has no key, would enqueue under
+        another key what is sent already.
+        """
+        if not (self.settings.durable == "on" if durable is None else durable):
+            self.broker.enqueue(message, delay=timing.delay_ms)
+            return
+        asked = self.ledger.ask(intent_of_message(message), ready_at=timing.ready_at)
+        if isinstance(asked, Conflict):
+            raise InvalidKey("its key already stands for another email or job: give it another key")
+        if asked.ended:
+            return
+        try:
+            self.broker.enqueue(message, delay=timing.delay_ms)
+        except BrokerUnavailable as error:
+            _log.warning("key %s is in the ledger, and is enqueued from there later: %s", asked.key, error)
 
     @cached_property
     def _check(self) -> Callable[[Email], None]:
@@ -190,8 +272,10 @@ class App:
         return performer
 
     def resume(self, key: str) -> None:
-        """Enqueue a message for a key whose email the ledger holds: one that was opened again."""
-        self.broker.enqueue(resume_message(key))
+        """Enqueue a message for a key of which the ledger holds what it takes: opened again, or lost by the queue."""
+        record = self.ledger.read(key)
+        if record is not None and not record.ended and record.resumable:
+            self.broker.enqueue(record_message(record))
 
     def reconciler(self) -> Reconciler:
         """What finds out about emails in doubt; a worker runs one, and so does `idem reconcile`."""

@@ -66,7 +66,8 @@ def test_only_what_needs_attention_is_indexed(state: State) -> None:
 def test_only_what_has_ended_for_good_is_forgotten(state: State) -> None:
     """What is in doubt waits for a person, however long that takes."""
     item = record_to_item("default", make_record(state=state, updated_at=1_000.9), 2 * _DAY)
-    forgotten = state in {State.SENT, State.REJECTED, State.DROPPED, State.SPLIT}
+    unsent = {State.REJECTED, State.DROPPED, State.EXPIRED, State.CANCELLED}
+    forgotten = state in {State.SENT, State.SPLIT} | unsent
     assert item.get("ttl") == ({"N": "173800"} if forgotten else None)
 
 
