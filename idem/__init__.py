@@ -10,6 +10,8 @@ person can look up: sent, rejected, or in doubt. Nothing is lost, nothing is sen
     IN_DOUBT ──evidence──▶ SENT             a look-up, an event, a person, or a worker that was thought dead
              ──resolve──▶ RETRY | DROPPED   it was not sent, or its job chose
     (absent) ──claim──▶ RENDERING ──freeze──▶ SENDING, or SPLIT into several emails
+    (absent) ──ask────▶ PENDING             a producer wrote it down first; claimed as if it were absent
+    where nothing was sent: ──claim──▶ EXPIRED, too late to begin; ──cancel──▶ CANCELLED
 
 The words, one meaning each: an **effect** is one email accepted by a provider. A **key** is the name of one intended
 effect; its **fingerprint** is the SHA-256 of the canonical email, and the same key with another one is a **conflict**.

@@ -9,7 +9,7 @@ written with the request's outcome. Which of the two it is, is decided once and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -31,11 +31,12 @@ MOST_EACH = 50
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A message that carries its email."""
+    """A message that carries its email. No first attempt begins after `expires_at` (Unix seconds)."""
 
     key: str
     email: Email
     in_doubt: InDoubt | None = None
+    expires_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Bulk:
     key: str
     emails: tuple[Email, ...]
     in_doubt: InDoubt | None = None
+    expires_at: float | None = None
 
     def members(self) -> Iterator[tuple[str, Email]]:
         """Each email with its own key."""
@@ -105,7 +107,8 @@ def parts_of(record: Record) -> tuple[Ready | Bulk, ...]:
     emails = decode(record.body or b"[]")
     # A bulk's own range is split further under the bulk's key; a job's list under the job's.
     stem, first = split_range(record.key) if record.job is None else (record.key, 1)
-    return tuple(cut(stem, emails, record.in_doubt, first=first, most=record.cut or 1))
+    parts = cut(stem, emails, record.in_doubt, first=first, most=record.cut or 1)
+    return tuple(replace(part, expires_at=record.expires_at) for part in parts)
 
 
 def cut_for(provider: Provider, emails: Sequence[Email]) -> int | None:

@@ -112,6 +112,36 @@ class Ledger:
                 return Claim(new, lease, intent.body) if isinstance(decision, Take) else Done(new)
             stored = blocking
 
+    def ask(self, intent: Intent, *, ready_at: float | None = None) -> Record | Conflict:
+        """Write down what a producer wants sent, before it is enqueued; the record that the key has then. One write.
+
+        Raises `LedgerUnavailable` when it is not known whether it was written, and `BodyTooLarge`: then it was not.
+        """
+        patience = Deadline.after(self._clock, _CLAIM_PATIENCE_SECONDS)
+        now, claim_id = self._clock.now(), self._new_id()
+        asked = protocol.ask(intent, now=now, claim_id=claim_id, rules=self._rules, ready_at=ready_at)
+        stored = self._insist(patience, lambda: self._write(None, asked))
+        if stored is None:
+            return asked
+        if not protocol.conflicts(stored, intent):
+            return stored
+        self.note_conflict(stored, intent.fingerprint)
+        return Conflict(stored)
+
+    def cancel(self, key: str, *, by: str) -> Record | None:
+        """Call a key back, also one that nobody knows yet; None where it is too late to."""
+        claim_id = self._new_id()
+        record = self._store.read(key)
+        while True:
+            now = self._clock.now()
+            cancelled = protocol.cancel(record, key, claim_id=claim_id, by=by, now=now, rules=self._rules)
+            if cancelled is None:
+                return None
+            stored = self._write(record, cancelled)
+            if stored is None:
+                return cancelled
+            record = stored
+
     def freeze(self, claim: Claim, body: bytes, fingerprint: str) -> Claim | Lost:
         """Fix what the job built, durably, and begin its first attempt under a fresh lease."""
         lease = self._lease()
@@ -184,10 +214,12 @@ class Ledger:
             record = stored
 
     def touch(self, record: Record) -> bool:
-        """Make a record in RETRY or UNSURE due from now on; False when somebody else has changed it meanwhile."""
+        """Make a live record due from now on; False when somebody else has changed it, or touched it, meanwhile."""
         now = self._clock.now()
         due = replace(record, version=record.version + 1, ready_at=now, updated_at=now)
-        return self._write(record, due) is None
+        stored = self._store.swap(record, due)
+        # The claim stays whose it is, so that it does not tell one's own touch from another's; the instant does.
+        return stored is None or stored == due
 
     def note_conflict(self, record: Record, fingerprint: str | None) -> None:
         """Write beside the record that another email, or another job, asked for its key; once for each of the first."""
@@ -218,6 +250,10 @@ class Ledger:
     def list(self, state: State, limit: int) -> Iterator[Record]:
         """Records in that state, the one longest unchanged first."""
         return self._store.list(state, limit)
+
+    def asked(self, limit: int) -> Iterator[Record]:
+        """Durable records that nobody has begun, or that somebody began and has not settled: see `Store.asked`."""
+        return self._store.asked(limit)
 
     def count(self) -> Mapping[State, int]:
         """How many records there are in each state that the store counts."""

@@ -12,10 +12,13 @@
     (absent) --claim--> RENDERING --freeze--> SENDING  a job that builds one email in the worker
                                   --freeze--> SPLIT    a job that built none or several: each has its own sub-key
     RENDERING --settle--> RETRY | REJECTED             the function failed: nothing was sent
+    (absent) --ask--> PENDING --claim--> ...           a producer wrote it down first: claimed as if it were absent
+    whatever may begin --claim--> EXPIRED              when it is too late to: instead of SENDING or RENDERING
+                       --cancel--> CANCELLED           called back, also before anybody knew the key
 
-A `Standing` is what a record means at an instant; SENDING whose lease is over stands as UNSURE. Four tables, `CLAIM`,
-`SETTLE`, `EVIDENCE` and `RESOLVE`, hold every pair of a standing and an input. The functions below only look up and
-fill in.
+A `Standing` is what a record means at an instant; SENDING whose lease is over stands as UNSURE. Five tables, `CLAIM`,
+`SETTLE`, `EVIDENCE`, `RESOLVE` and `CANCEL`, hold every pair of a standing and an input. The functions below only look
+up and fill in.
 
 Every function returns a new record with `version` one higher. Writing it is the ledger's work: one conditional write on
 the claim id, the version and the state that the transition started from.
@@ -37,11 +40,14 @@ MAX_HISTORY = 20
 #: Kinds of evidence: an acceptance (from a lost claim, a look-up, an event, a person), and a look-up that showed none.
 ACCEPTANCE: Final = "accepted"
 MISSING: Final = "not found"
+_CANCEL: Final = "cancelled"
 
 
 class State(StrEnum):
-    """What a record durably says. The first four are live, the others ended."""
+    """What a record durably says. The first five are live, the others ended."""
 
+    PENDING = "pending"
+    """Asked for by a producer that wrote it down first. Nobody has begun, and nothing was sent."""
     RENDERING = "rendering"
     """A job is building its email. Nothing was sent; after the lease, another worker builds it again."""
     SENDING = "sending"
@@ -60,10 +66,19 @@ class State(StrEnum):
     """It was in doubt, and its job or a person gave it up. Only an acceptance that comes in late changes it."""
     SPLIT = "split"
     """The job built none or several emails; they are frozen here and live under their sub-keys. Never changes."""
+    EXPIRED = "expired"
+    """It was too late to begin, and no attempt may have been accepted. Only a late acceptance changes it."""
+    CANCELLED = "cancelled"
+    """It was called back before an attempt. Only a late acceptance changes it."""
 
 
 #: States in which a queue message has done its work and may be acknowledged (rule 1).
-ENDED: Final = frozenset({State.SENT, State.REJECTED, State.IN_DOUBT, State.DROPPED, State.SPLIT})
+ENDED: Final = frozenset(
+    {State.SENT, State.REJECTED, State.IN_DOUBT, State.DROPPED, State.SPLIT, State.EXPIRED, State.CANCELLED}
+)
+
+#: Live states that no index is kept of for the sake of those that are not durable; see `Store.asked`.
+ASKED: Final = (State.PENDING, State.RENDERING, State.SENDING)
 
 
 class InDoubt(StrEnum):
@@ -112,7 +127,9 @@ class Record:
     `unsure_since` is the start of the first attempt that may have been accepted: the provider's window counts from it.
     `opened_at` is set when the key was opened again: how long to try counts from it. `cut` is how many emails of a
     SPLIT list go together; None means that each goes by itself. `batched`: its attempts go out in requests for several
-    emails, of which a provider may keep the keys apart from those of other requests.
+    emails, of which a provider may keep the keys apart from those of other requests. `durable`: its producer wrote it
+    down first, so that it is enqueued again should its message be lost; `call` are then the arguments of its job as
+    JSON, until the email is frozen. No attempt that is the first as far as acceptance goes begins after `expires_at`.
     """
 
     key: str
@@ -135,6 +152,9 @@ class Record:
     cut: int | None = None
     batched: bool | None = None
     in_doubt: InDoubt | None = None
+    durable: bool | None = None
+    call: str | None = field(default=None, repr=False)
+    expires_at: float | None = None
     message_id: str | None = None
     reason: str | None = None
     history: tuple[Attempt, ...] = ()
@@ -145,6 +165,11 @@ class Record:
         """Whether the queue message behind this record has done its work."""
         return self.state in ENDED
 
+    @property
+    def resumable(self) -> bool:
+        """Whether the ledger holds what a new message under this key needs: the email, or its job's arguments."""
+        return self.body is not None or self.call is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Intent:
@@ -152,7 +177,7 @@ class Intent:
 
     `in_doubt` is the job's choice, where it made one. `split`: the message carries several emails, and the provider
     cannot take them in one request, so that each needs a key of its own. `batched`: the email travels in a request with
-    others, under its own key.
+    others, under its own key. `expires_at` binds a key that has no record yet. `call`: see `Record`.
     """
 
     key: str
@@ -162,6 +187,8 @@ class Intent:
     in_doubt: InDoubt | None = None
     split: bool = False
     batched: bool = False
+    expires_at: float | None = None
+    call: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +213,7 @@ class Standing(Enum):
     """What a record means at an instant."""
 
     ABSENT = auto()
+    PENDING = auto()
     RENDERING_LIVE = auto()
     RENDERING_OVER = auto()
     SENDING_LIVE = auto()
@@ -200,6 +228,8 @@ class Standing(Enum):
     IN_DOUBT = auto()
     DROPPED = auto()
     SPLIT = auto()
+    EXPIRED = auto()
+    CANCELLED = auto()
 
 
 class Move(Enum):
@@ -213,6 +243,8 @@ class Move(Enum):
     """Write IN_DOUBT: no attempt may follow by itself."""
     PROVE = auto()
     """Write SENT: a lost claim has brought its acceptance."""
+    EXPIRE = auto()
+    """Write EXPIRED, where it would be BEGIN: it is too late to."""
     WAIT = auto()
     """Somebody else holds the claim, or it is too early."""
     END = auto()
@@ -221,6 +253,7 @@ class Move(Enum):
 
 CLAIM: Final[Mapping[Standing, Move]] = {
     Standing.ABSENT: Move.BEGIN,
+    Standing.PENDING: Move.BEGIN,
     Standing.RENDERING_LIVE: Move.WAIT,
     Standing.RENDERING_OVER: Move.BEGIN,
     Standing.SENDING_LIVE: Move.WAIT,
@@ -235,6 +268,8 @@ CLAIM: Final[Mapping[Standing, Move]] = {
     Standing.IN_DOUBT: Move.END,
     Standing.DROPPED: Move.END,
     Standing.SPLIT: Move.END,
+    Standing.EXPIRED: Move.END,
+    Standing.CANCELLED: Move.END,
 }
 
 
@@ -298,6 +333,7 @@ SETTLE: Final[Mapping[tuple[Verdict, Doubt], State]] = {
 #: Rule 6: an acceptance that comes from outside the claim. Where the state stays, it is noted, and what it exposes
 #: (a second acceptance, a wrong rejection) is there for a person to see.
 EVIDENCE: Final[Mapping[Standing, State]] = {
+    Standing.PENDING: State.SENT,
     Standing.RENDERING_LIVE: State.RENDERING,
     Standing.RENDERING_OVER: State.RENDERING,
     Standing.SENDING_LIVE: State.SENDING,
@@ -312,6 +348,8 @@ EVIDENCE: Final[Mapping[Standing, State]] = {
     Standing.IN_DOUBT: State.SENT,
     Standing.DROPPED: State.SENT,
     Standing.SPLIT: State.SPLIT,
+    Standing.EXPIRED: State.SENT,
+    Standing.CANCELLED: State.SENT,
 }
 
 
@@ -341,6 +379,11 @@ RESOLVE: Final[Mapping[tuple[Standing, Resolution], State]] = {
     (Standing.REJECTED, Resolution.REOPEN): State.RETRY,
 }
 
+#: Where a key may be called back: no attempt is under way, and none may have been accepted.
+CANCEL: Final = frozenset(
+    {Standing.ABSENT, Standing.PENDING, Standing.RENDERING_OVER, Standing.RETRY_EARLY, Standing.RETRY_DUE}
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Take:
@@ -351,7 +394,7 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Write this record: it ends here, IN_DOUBT or proved SENT, without another attempt."""
+    """Write this record: it ends here, IN_DOUBT, proved SENT or EXPIRED, without another attempt."""
 
     record: Record
 
@@ -396,16 +439,19 @@ def standing(record: Record | None, now: float, rules: Rules) -> Standing:
             return Standing.RETRY_EARLY if early else Standing.RETRY_DUE
         case State.SENDING | State.UNSURE:
             return _unsure(record, now, rules)
-        case ended:
-            return _ENDED[ended]
+        case timeless:
+            return _TIMELESS[timeless]
 
 
-_ENDED: Final = {
+_TIMELESS: Final = {
+    State.PENDING: Standing.PENDING,
     State.SENT: Standing.SENT,
     State.REJECTED: Standing.REJECTED,
     State.IN_DOUBT: Standing.IN_DOUBT,
     State.DROPPED: Standing.DROPPED,
     State.SPLIT: Standing.SPLIT,
+    State.EXPIRED: Standing.EXPIRED,
+    State.CANCELLED: Standing.CANCELLED,
 }
 
 
@@ -431,12 +477,28 @@ def _unsure_since(record: Record) -> float | None:
     return record.unsure_since if record.unsure_since is not None else record.started_at
 
 
+def ask(intent: Intent, *, now: float, claim_id: str, rules: Rules, ready_at: float | None = None) -> Record:
+    """(absent) -> PENDING: all that it takes to send it, before anybody is told. It is due at `ready_at`, or now."""
+    return replace(
+        _blank(intent, now, rules),
+        state=State.PENDING,
+        version=1,
+        claim_id=claim_id,
+        # Listed by when it is due: what waits for its time must not hide what has lost its message.
+        updated_at=now if ready_at is None else ready_at,
+        body=intent.body,
+        call=intent.call,
+        durable=True,
+        ready_at=ready_at,
+    )
+
+
 def claim(record: Record | None, intent: Intent, *, now: float, claim_id: str, rules: Rules) -> Decision:
     """Decide what becomes of `intent`, given the record that its key has."""
-    if record is not None and _conflicts(record, intent):
+    if record is not None and conflicts(record, intent):
         return Conflict(record)
     stands = standing(record, now, rules)
-    move = CLAIM[stands]
+    move = _begin_in_time(CLAIM[stands], record, intent, now)
     if record is not None and move is Move.END:
         return Done(record)
     if record is not None and move is Move.WAIT:
@@ -446,12 +508,40 @@ def claim(record: Record | None, intent: Intent, *, now: float, claim_id: str, r
         return Close(_close(record, move, now, claim_id, intent.body))
     if record is None:
         record = _blank(intent, now, rules)
+    if move is Move.EXPIRE:
+        return Close(_end_unsent(record, State.EXPIRED, now, claim_id, "it was too late to send it"))
+    if record.state is State.PENDING:
+        # It may have waited for long, and how long to try counts from the first one who took it up.
+        record = replace(record, opened_at=now)
     elif record.fingerprint is None:
         record = replace(record, fingerprint=intent.fingerprint)
     if move is not Move.REPLAY:
         # What may have been accepted by one door would not be recognised at the other.
         record = replace(record, batched=intent.batched or None)
     return Take(_take(record, move, now, claim_id, rules, split=intent.split))
+
+
+def _begin_in_time(move: Move, record: Record | None, intent: Intent, now: float) -> Move:
+    """The move, or EXPIRE instead of an attempt which is the first as far as acceptance goes, and too late."""
+    expires_at = intent.expires_at if record is None else record.expires_at
+    late = expires_at is not None and now >= expires_at
+    return Move.EXPIRE if move is Move.BEGIN and late else move
+
+
+def _end_unsent(record: Record, state: State, now: float, claim_id: str, reason: str) -> Record:
+    """It ends without having been sent; its email is not kept."""
+    return replace(
+        record,
+        state=state,
+        version=record.version + 1,
+        claim_id=claim_id,
+        lease_until=None,
+        ready_at=None,
+        updated_at=now,
+        body=None,
+        call=None,
+        reason=reason,
+    )
 
 
 _LEASED: Final = frozenset({Standing.RENDERING_LIVE, Standing.SENDING_LIVE})
@@ -470,7 +560,10 @@ def passes_at(record: Record, rules: Rules) -> float | None:
     return record.updated_at if elsewhere else None
 
 
-def _conflicts(record: Record, intent: Intent) -> bool:
+def conflicts(record: Record, intent: Intent) -> bool:
+    """Whether the key stands for something else. One that was cancelled stands for whatever comes under it."""
+    if record.state is State.CANCELLED:
+        return False
     if record.job != intent.job:
         return True
     # A key that was opened again without its email has no fingerprint: it is bound to the next email that comes.
@@ -490,6 +583,7 @@ def _blank(intent: Intent, now: float, rules: Rules) -> Record:
         job=intent.job,
         fingerprint=intent.fingerprint,
         in_doubt=intent.in_doubt,
+        expires_at=intent.expires_at,
     )
 
 
@@ -556,7 +650,7 @@ def _proved(record: Record) -> Record:
     """The record as its evidence has it: accepted."""
     proof = _proof(record)
     message_id = proof.message_id if proof is not None else None
-    return replace(record, state=State.SENT, message_id=message_id, reason=None, body=None)
+    return replace(record, state=State.SENT, message_id=message_id, reason=None, body=None, call=None)
 
 
 def holds(record: Record, claim_id: str) -> bool:
@@ -570,6 +664,7 @@ def freeze(record: Record, body: bytes, fingerprint: str, *, now: float, policy:
         record,
         version=record.version + 1,
         body=body,
+        call=None,
         fingerprint=fingerprint,
         lease_until=now + policy.lease_seconds,
         updated_at=now,
@@ -584,6 +679,7 @@ def split(record: Record, body: bytes, fingerprint: str, *, now: float, cut: int
         state=State.SPLIT,
         version=record.version + 1,
         body=body,
+        call=None,
         fingerprint=fingerprint,
         cut=cut,
         lease_until=None,
@@ -739,9 +835,24 @@ def resolve(  # noqa: PLR0913 - as above
         ready_at=now,
         opened_at=now,
         reason=None,
+        # Whoever wants it sent although it may arrive twice, or although it failed, wants it late as well.
+        expires_at=record.expires_at if resolution is Resolution.NOT_SENT else None,
         fingerprint=record.fingerprint if record.body is not None else None,
         generation=record.generation + (resolution is Resolution.REOPEN),
     )
+
+
+def cancel(  # noqa: PLR0913 - as above
+    record: Record | None, key: str, *, claim_id: str, by: str, now: float, rules: Rules
+) -> Record | None:
+    """Call a key back, be it known or not; None where it is too late to. `by` goes into the record."""
+    if standing(record, now, rules) not in CANCEL:
+        return None
+    if record is None:
+        record = _blank(Intent(key), now, rules)
+    evidence = Evidence(at=now, kind=_CANCEL, claim_id=claim_id, detail=by)
+    cancelled = replace(record, evidence=(*record.evidence, evidence))
+    return _end_unsent(cancelled, State.CANCELLED, now, claim_id, f"cancelled {by}")
 
 
 def note(record: Record, evidence: Evidence, *, now: float) -> Record:

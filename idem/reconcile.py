@@ -29,6 +29,8 @@ _ENOUGH = 2
 #: Records of one state that one run looks at. What waits for a person stays at the head of the list, so that a smaller
 #: number would let it hide those that can be looked up.
 _LIMIT = 10_000
+#: How often the patience with a durable record is doubled: from 15 min to 16 h.
+_DOUBLINGS = 6
 
 
 class Step(StrEnum):
@@ -51,22 +53,33 @@ class Patience:
     """How long to wait for what, in seconds.
 
     `lease` is the longest that an attempt goes on, `evidence` how long a job's own choice waits for a look-up or an
-    event, and `message` after how long a record that is due has lost its message.
+    event, `message` after how long a record that is due has lost its message, and `asked` after how long a durable one
+    has that nobody has taken up, or that nobody has settled after its claim was over.
     """
 
     lease: float
     http_timeout: float
     evidence: float
     message: float
+    asked: float = MAX_DELAY_SECONDS
 
     @classmethod
-    def of(cls, *, lease: float, http_timeout: float, evidence: float, visibility: float) -> Patience:
+    def of(
+        cls,
+        *,
+        lease: float,
+        http_timeout: float,
+        evidence: float,
+        visibility: float,
+        asked: float = MAX_DELAY_SECONDS,
+    ) -> Patience:
         """Patience with messages is what the longest delay and two redeliveries take."""
         return cls(
             lease=lease,
             http_timeout=http_timeout,
             evidence=evidence,
             message=MAX_DELAY_SECONDS + 2 * visibility,
+            asked=asked,
         )
 
 
@@ -100,7 +113,9 @@ class Reconciler:
             steps.update(self._settle(record, silent))
         for state in (State.RETRY, State.UNSURE):
             for record in islice(self._ledger.list(state, _LIMIT), _LIMIT):
-                steps.update(self._wake(record))
+                steps.update(self._wake(record, self._patience.message))
+        for record in islice(self._ledger.asked(_LIMIT), _LIMIT):
+            steps.update(self._wake(record, self._patience.asked * _growth(record)))
         return steps
 
     def hear(self, provider_key_: str, message_id: str | None, event_id: str) -> bool:
@@ -173,14 +188,17 @@ class Reconciler:
         reopened = self._ledger.resolve(record, resolution, by=by)
         if reopened is None:
             return None
-        if reopened.body is not None:
+        if reopened.resumable:
             self._resume(reopened.key)
         return step
 
-    def _wake(self, record: Record) -> list[Step]:
-        """A record that is due, and that nobody came for: its message was lost, and the ledger holds its email."""
-        due = record.ready_at if record.ready_at is not None else record.updated_at
-        if record.body is None or self._clock.now() < due + self._patience.message:
+    def _wake(self, record: Record, patience: float) -> list[Step]:
+        """A record that is due, and that nobody came for: its message was lost, and the ledger holds what it takes.
+
+        Touched before, so that any number of reconcilers make one message of it, and the next not before `patience`.
+        """
+        due = max(record.ready_at or record.updated_at, record.lease_until or 0.0)
+        if not record.resumable or self._clock.now() < due + patience:
             return []
         if not self._ledger.touch(record):
             return []
@@ -189,6 +207,11 @@ class Reconciler:
 
     def _derived(self, record: Record) -> str:
         return provider_key(self._namespace, record.key, record.generation)
+
+
+def _growth(record: Record) -> int:
+    """Twice as long after each message that nobody has taken up either: it may be the queue that is long."""
+    return 2 ** min(record.version - 1, _DOUBLINGS) if record.state is State.PENDING else 1
 
 
 def last_attempt_at(record: Record) -> float:

@@ -45,6 +45,7 @@ class Render:
     job: str
     build: Callable[[], Email | Sequence[Email] | None]
     in_doubt: InDoubt | None = None
+    expires_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,14 +169,12 @@ class Sender:
     def _intent(self, source: Source) -> Intent | None:
         """What the message asks for; None when it names a key whose email is nowhere."""
         match source:
-            case Ready(key=key, email=email, in_doubt=in_doubt):
-                body = email.canonical()
-                return Intent(key, fingerprint=fingerprint(body), body=body, in_doubt=in_doubt)
-            case Bulk(key=key, emails=emails, in_doubt=in_doubt):
-                body, split = bulk.encode(emails), not bulk.takes(self._provider, emails)
-                return Intent(key, fingerprint=fingerprint(body), body=body, in_doubt=in_doubt, split=split)
-            case Render(key=key, job=job, in_doubt=in_doubt):
-                return Intent(key, job=job, in_doubt=in_doubt)
+            case Ready():
+                return intent_of(source)
+            case Bulk(emails=emails):
+                return replace(intent_of(source), split=not bulk.takes(self._provider, emails))
+            case Render(key=key, job=job, in_doubt=in_doubt, expires_at=expires_at):
+                return Intent(key, job=job, in_doubt=in_doubt, expires_at=expires_at)
             case Resume(key=key):
                 record = self._ledger.read(key)
                 if record is None or (record.body is None and not record.ended):
@@ -222,8 +221,12 @@ class Sender:
         return self._split(claim, emails)
 
     def _split(self, claim: Claim, emails: Sequence[Email]) -> Record | Lost:
-        body = bulk.encode(emails)
-        return self._ledger.split(claim, body, fingerprint(body), bulk.cut_for(self._provider, emails))
+        body, cut = bulk.encode(emails), bulk.cut_for(self._provider, emails)
+        if claim.record.durable:
+            # Before the list is done with: from then on nobody looks after it, but after what it was cut into.
+            for part in bulk.parts_of(replace(claim.record, body=body, cut=cut)):
+                self._ledger.ask(intent_of(part))
+        return self._ledger.split(claim, body, fingerprint(body), cut)
 
     def _range(self, claim: Claim, emails: tuple[Email, ...]) -> _Attempt | Record | Lost:
         """One email, or a range of a bulk: to be sent as it is, or split, as its claim says."""
@@ -336,6 +339,14 @@ class _Attempt:
 
     claim: Claim
     emails: tuple[Email, ...]
+
+
+def intent_of(part: Ready | Bulk) -> Intent:
+    """What a message that carries its emails asks for, as far as any provider is concerned."""
+    body = part.email.canonical() if isinstance(part, Ready) else bulk.encode(part.emails)
+    return Intent(
+        part.key, fingerprint=fingerprint(body), body=body, in_doubt=part.in_doubt, expires_at=part.expires_at
+    )
 
 
 def _build(source: Render) -> Email | Sequence[Email] | NotSent | Rejected:

@@ -188,6 +188,9 @@ class FaultyStore:
     def list(self, state: State, limit: int) -> Iterator[Record]:
         return self._store.list(state, limit)
 
+    def asked(self, limit: int) -> Iterator[Record]:
+        return self._store.asked(limit)
+
     def count(self) -> Mapping[State, int]:
         return self._store.count()
 

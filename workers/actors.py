@@ -100,7 +100,7 @@ class Performer:
 
     def _render(self, call: Call) -> Render:
         function = self._functions[call.job]
-        return Render(call.key, call.job, lambda: function(*call.args, **call.kwargs), call.in_doubt)
+        return Render(call.key, call.job, lambda: function(*call.args, **call.kwargs), call.in_doubt, call.expires_at)
 
     def _remembered(self, message: dramatiq.Message[None], asked: Asked) -> Asked | None:
         """What of a message may be sent: not what the record may be gone of, or may go while we look.

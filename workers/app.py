@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
+import time
 import uuid
 from collections import ChainMap
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
@@ -16,21 +19,22 @@ from dramatiq import Message
 from idem.bulk import Ready, cut
 from idem.clock import SystemClock
 from idem.email import Email
-from idem.errors import JobError, ScheduleError
+from idem.errors import BrokerUnavailable, InvalidKey, JobError, ScheduleError
 from idem.gate import Gate
 from idem.keys import check_key
 from idem.ledger import Ledger
-from idem.protocol import InDoubt
+from idem.protocol import Conflict, InDoubt, State
 from idem.reconcile import Reconciler
 from idem.send import Point
 from workers import wiring
 from workers.actors import JobFunction, Performer, declare_actor
 from workers.brokers.base import TOGETHER
-from workers.jobs import QUEUE, email_message, job_message, part_message, resume_message
+from workers.jobs import QUEUE, email_message, intent_of_message, job_message, part_message, record_message
 from workers.schedule.board import Board
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.slots import CatchUp, Schedule, Slot, make_rule, read_instant
 from workers.settings import Settings
+from workers.timing import Timing
 from workers.webhooks.declared import HEAR, Declared, Hook, as_job, check_declaration
 from workers.webhooks.event import Event
 from workers.webhooks.happened import told
@@ -44,6 +48,11 @@ ScheduledFunction = TypeVar(
     bound=Callable[[Slot], Email | Sequence[Email] | None] | Callable[[], Email | Sequence[Email] | None],
 )
 _POSITIONAL = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+
+_log = logging.getLogger("idem.enqueue")
+
+#: What `DeclaredJob.send` takes beside the function's own arguments.
+_SAID_IN_SEND = frozenset({"key", "delay", "at", "expires", "durable"})
 
 
 def _choice(in_doubt: str | None) -> InDoubt | None:
@@ -72,19 +81,30 @@ class DeclaredJob(Generic[P]):
         """Build the email here and now, without sending it: for tests and previews."""
         return self._function(*args, **kwargs)
 
-    def send(self, *args: Any, key: str | None = None, **kwargs: Any) -> str:
+    def send(
+        self,
+        *args: Any,
+        key: str | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+        expires: float | datetime | None = None,
+        durable: bool | None = None,
+        **kwargs: Any,
+    ) -> str:
         """Enqueue the job and return its key; returning means that the broker has it.
 
         Without `key`, the message's own id is the key, and enqueueing twice means two emails. With it, twice is once.
         Arguments must be JSON values. Raises `JobError` for arguments that the function does not take, and
-        `BrokerUnavailable` when it is not known whether the job was enqueued: call again with the same key.
+        `BrokerUnavailable` when it is not known whether the job was enqueued: call again with the same key. The others
+        are as for `App.enqueue`.
         """
         try:
             inspect.signature(self._function).bind(*args, **kwargs)
         except TypeError as error:
             raise JobError(f"job {self.name}: {error}") from error
-        message, used = job_message(self.name, args, kwargs, key, self._in_doubt)
-        self._app.broker.enqueue(message)
+        timing = self._app.timing(delay, at, expires)
+        message, used = job_message(self.name, args, kwargs, key, self._in_doubt, expires_at=timing.expires_at)
+        self._app.ask(message, timing, durable=durable)
         return used
 
 
@@ -150,8 +170,8 @@ class App:
                 raise JobError(f"{type(function).__name__} has no name: write @app.job('a-name')")
             if chosen in self.jobs:
                 raise JobError(f"two jobs are named {chosen!r}: give one of them another name")
-            if "key" in inspect.signature(function).parameters:
-                raise JobError(f"job {chosen}: `key` names the idempotency key in send(); rename the parameter")
+            for taken in inspect.signature(function).parameters.keys() & _SAID_IN_SEND:
+                raise JobError(f"job {chosen}: `{taken}` is an argument of send() itself; rename the parameter")
             self.jobs[chosen] = function
             return DeclaredJob(self, chosen, function, choice)
 
@@ -218,17 +238,33 @@ class App:
         """The receiver of webhooks as an ASGI application: what `idem webhooks` serves, or to mount in one's own."""
         return wiring.build_webhooks(self.settings, self._webhooks, self.broker.enqueue, SystemClock())
 
-    def enqueue(
-        self, email: Email, *, key: str | None = None, in_doubt: Literal["hold", "resend", "drop"] | None = None
+    def enqueue(  # noqa: PLR0913 - what a caller may say about an email
+        self,
+        email: Email,
+        *,
+        key: str | None = None,
+        in_doubt: Literal["hold", "resend", "drop"] | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+        expires: float | datetime | None = None,
+        durable: bool | None = None,
     ) -> str:
         """Enqueue an email that is ready and return its key; returning means that the broker has it.
 
         `in_doubt` is as for a job. The key is the argument's, else that of the email's `Idempotency-Key` header, else a
-        new one. Raises `UnsupportedEmail` for what the provider cannot express, and `BrokerUnavailable` like `send` of
-        a job.
+        new one. It is not sent before `delay` seconds are over, or before `at`; a first attempt that would begin later
+        than `expires` (seconds from now, or an instant) is not made, and the key ends as expired. `durable` (by default
+        `IDEM_DURABLE`): it is written to the ledger first, and enqueued again should the queue lose it; returning then
+        means that the ledger has it, even if the broker does not answer.
+
+        Raises `UnsupportedEmail` for what the provider cannot express, `JobError` for a time that makes no sense, and
+        `BrokerUnavailable` like `send` of a job; durable, `LedgerUnavailable` in its place, and `InvalidKey` when the
+        key already stands for another email.
         """
-        message, used = self.message(email, key=key, in_doubt=in_doubt)
-        self.broker.enqueue(message)
+        self._check(email)
+        timing = self.timing(delay, at, expires)
+        message, used = email_message(email, key, _choice(in_doubt), timing.expires_at)
+        self.ask(message, timing, durable=durable)
         return used
 
     def message(
@@ -238,12 +274,16 @@ class App:
         self._check(email)
         return email_message(email, key, _choice(in_doubt))
 
-    def enqueue_bulk(
+    def enqueue_bulk(  # noqa: PLR0913 - as above
         self,
         emails: Sequence[Email],
         *,
         key: str | None = None,
         in_doubt: Literal["hold", "resend", "drop"] | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+        expires: float | datetime | None = None,
+        durable: bool | None = None,
     ) -> list[str]:
         """Enqueue many emails as one job and return their keys: `<key>/1`, `<key>/2`, ... in the order of the list.
 
@@ -254,15 +294,67 @@ class App:
         for email in emails:
             self._check(email)
         stem, choice = check_key(key if key is not None else str(uuid.uuid4())), _choice(in_doubt)
+        timing = self.timing(delay, at, expires)
         keys: list[str] = []
-        parts = list(cut(stem, emails, choice))
+        parts = [replace(part, expires_at=timing.expires_at) for part in cut(stem, emails, choice)]
         for start in range(0, len(parts), TOGETHER):
             together = parts[start : start + TOGETHER]
-            for error in filter(None, self.broker.enqueue_many([part_message(part) for part in together])):
-                raise error
+            self._ask_all([part_message(part) for part in together], timing, durable=durable)
             for part in together:
                 keys += [part.key] if isinstance(part, Ready) else [member for member, _ in part.members()]
         return keys
+
+    def cancel(self, key: str, *, by: str = "by the application") -> None:
+        """Call a key back: whatever was or will be enqueued under it is not sent. Twice is once.
+
+        Raises `JobError` when it is too late: an attempt is under way, or may have been accepted, or the key has ended.
+        What a bulk or a list was enqueued as has a key for each email, and each is cancelled by its own; a range that
+        goes out as one request is not to be cancelled in part.
+        """
+        if self.ledger.cancel(check_key(key), by=by) is not None:
+            return
+        record = self.ledger.read(key)
+        if record is not None and record.state is not State.CANCELLED:
+            raise JobError(f"the key cannot be cancelled any more: it is {record.state.replace('_', ' ')}")
+
+    def timing(self, delay: float | None, at: datetime | None, expires: float | datetime | None) -> Timing:
+        """What a producer says about time, checked. Raises `JobError`."""
+        if delay is None and at is None and expires is None:
+            return Timing()
+        memory = wiring.build_policy(self.settings).memory_seconds
+        return Timing.of(time.time(), delay=delay, at=at, expires=expires, memory_seconds=memory)
+
+    def ask(self, message: Message[None], timing: Timing, *, durable: bool | None) -> None:
+        """Enqueue a message; durable, after the ledger has what it takes to make it again.
+
+        Then a broker that does not answer is no error: whoever was told of one, and has no key, would enqueue under
+        another key what is sent already.
+        """
+        if not self.is_durable(durable):
+            self.broker.enqueue(message, delay=timing.delay_ms)
+            return
+        asked = self.ledger.ask(intent_of_message(message), ready_at=timing.ready_at)
+        if isinstance(asked, Conflict):
+            raise InvalidKey("its key already stands for another email or job: give it another key")
+        if asked.ended:
+            return
+        try:
+            self.broker.enqueue(message, delay=timing.delay_ms)
+        except BrokerUnavailable as error:
+            _log.warning("key %s is in the ledger, and is enqueued from there later: %s", asked.key, error)
+
+    def _ask_all(self, messages: Sequence[Message[None]], timing: Timing, *, durable: bool | None) -> None:
+        """Several at once where nothing has to be done for each."""
+        if self.is_durable(durable) or timing.delay_ms is not None:
+            for message in messages:
+                self.ask(message, timing, durable=durable)
+            return
+        for error in filter(None, self.broker.enqueue_many(messages)):
+            raise error
+
+    def is_durable(self, durable: bool | None) -> bool:  # noqa: FBT001 - a choice that was made, or was not
+        """Whether a job is written to the ledger first, by what was said of it or else by the settings."""
+        return self.settings.durable == "on" if durable is None else durable
 
     @cached_property
     def _check(self) -> Callable[[Email], None]:
@@ -320,8 +412,10 @@ class App:
         )
 
     def resume(self, key: str) -> None:
-        """Enqueue a message for a key whose email the ledger holds: one that was opened again."""
-        self.broker.enqueue(resume_message(key))
+        """Enqueue a message for a key of which the ledger holds what it takes: opened again, or lost by the queue."""
+        record = self.ledger.read(key)
+        if record is not None and not record.ended and record.resumable:
+            self.broker.enqueue(record_message(record))
 
     def reconciler(self) -> Reconciler:
         """What finds out about emails in doubt; a worker runs one, and so does `idem reconcile`."""

@@ -127,6 +127,14 @@ class Settings:
     reconcile_seconds: float = _setting(
         60.0, "RECONCILE_SECONDS", "how often each worker looks after what is in doubt or was forgotten"
     )
+    durable: str = _setting(
+        "off", "DURABLE", "`on`: what is enqueued is written to the ledger first, and survives a queue that loses it"
+    )
+    sweep_seconds: float = _setting(
+        900.0,
+        "SWEEP_SECONDS",
+        "after how long a durable job that nobody has begun is enqueued again; then twice as long",
+    )
     give_up_seconds: float = _setting(
         86_400.0, "GIVE_UP_SECONDS", "after how long an email that was never sent ends as rejected"
     )
@@ -316,7 +324,14 @@ def _parse_number(name: str, value: str) -> float:
     return number
 
 
+def _parse_switch(name: str, value: str) -> str:
+    if value not in {"on", "off"}:
+        raise SettingsError(f"{name} must be on or off")
+    return value
+
+
 _PARSERS: Mapping[str, Callable[[str, str], str | float]] = {
+    "durable": _parse_switch,
     "provider": _parse_provider,
     "fallback_provider": _parse_provider,
     "in_doubt": _parse_in_doubt,

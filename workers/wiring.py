@@ -222,6 +222,7 @@ def build_reconciler(settings: Settings, ledger: Ledger, clock: Clock, resume: C
             http_timeout=settings.http_timeout_seconds,
             evidence=settings.evidence_seconds,
             visibility=settings.visibility_seconds,
+            asked=settings.sweep_seconds,
         ),
         resume=resume,
         in_doubt=InDoubt(settings.in_doubt),

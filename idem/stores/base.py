@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Protocol
 
-from idem.protocol import Record, State
+from idem.protocol import ASKED, Record, State
 
 
 class Store(Protocol):
@@ -45,6 +46,10 @@ class Store(Protocol):
         """Records in that state, the one longest unchanged first; `LedgerError` for a state that it cannot list."""
         ...
 
+    def asked(self, limit: int) -> Iterator[Record]:
+        """Records that are `durable` and in a state of `ASKED`, the one longest due or longest unchanged first."""
+        ...
+
     def count(self) -> Mapping[State, int]:
         """How many records there are in each state that the store counts; the others are left out."""
         ...
@@ -72,6 +77,12 @@ class Cells(Protocol):
         whose values may repeat puts a version into them.
         """
         ...
+
+
+def asked_among(lists: Callable[[State, int], Iterator[Record]], limit: int) -> Iterator[Record]:
+    """`Store.asked` for a store that lists every state of `ASKED` at no great cost."""
+    found = (record for state in ASKED for record in lists(state, limit) if record.durable)
+    return islice(found, limit)
 
 
 VANISHED = (

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from idem.errors import LedgerUnusable
 from idem.protocol import Record, State
-from idem.stores.base import VANISHED
+from idem.stores.base import VANISHED, asked_among
 
 
 class MemoryStore:
@@ -48,6 +48,10 @@ class MemoryStore:
         with self._lock:
             found = [record for record in self._records.values() if record.state is state]
         return iter(sorted(found, key=lambda record: record.updated_at)[:limit])
+
+    def asked(self, limit: int) -> Iterator[Record]:
+        """See `Store.asked`."""
+        return asked_among(self.list, limit)
 
     def count(self) -> Mapping[State, int]:
         """See `Store.count`."""

@@ -36,7 +36,7 @@ from redis.retry import Retry
 from idem.errors import LedgerError, LedgerUnavailable, LedgerUnusable, SettingsError
 from idem.privacy import redact
 from idem.protocol import ENDED, Record, State
-from idem.stores.base import VANISHED
+from idem.stores.base import VANISHED, asked_among
 from idem.stores.codec import decode_record, encode_record
 
 Client = redis.Redis | RedisCluster
@@ -176,6 +176,10 @@ class RedisStore:
             stale = set(keys) - {record.key for record in found}
             if not sum(self._drop_entry(state, key) for key in stale):
                 return iter(sorted(found, key=lambda record: record.updated_at))
+
+    def asked(self, limit: int) -> Iterator[Record]:
+        """See `Store.asked`."""
+        return asked_among(self.list, limit)
 
     def count(self) -> Mapping[State, int]:
         """How many records there are in each state: all states are counted, and each change with its write.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from idem.errors import LedgerUnavailable, LedgerUnusable
 from idem.protocol import Record, State
-from idem.stores.base import VANISHED
+from idem.stores.base import VANISHED, asked_among
 from idem.stores.codec import decode_record, encode_record
 
 _BUSY_SECONDS = 10.0
@@ -120,6 +120,10 @@ class SqliteStore:
         with self._connection() as connection:
             rows = connection.execute(query, (self._namespace, state.value, limit)).fetchall()
         return (decode_record(*row) for row in rows)
+
+    def asked(self, limit: int) -> Iterator[Record]:
+        """See `Store.asked`."""
+        return asked_among(self.list, limit)
 
     def count(self) -> Mapping[State, int]:
         """See `Store.count`."""

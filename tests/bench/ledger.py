@@ -62,6 +62,11 @@ def _fresh(stage: Stage) -> None:
     stage.send()
 
 
+def _durable(stage: Stage) -> None:
+    stage.ledger.ask(Intent(stage.key, fingerprint="f" * 64, body=b"a short email"))
+    stage.send()
+
+
 def _rendered(stage: Stage) -> None:
     stage.ledger.settle(stage.ledger.freeze(stage.claim("report"), b"x" * 500, "f" * 64), _SENT)  # type: ignore[arg-type]  # nobody else is there to win it
 
@@ -89,6 +94,7 @@ def _nothing(_: Stage) -> None:
 STEPS: dict[str, tuple[Callable[[Stage], None], Callable[[Stage], None]]] = {
     "fresh send": (_nothing, _fresh),
     "rendered send": (_nothing, _rendered),
+    "durable send": (_nothing, _durable),
     "redelivery, settled": (_fresh, _redelivered),
     "takeover and send": (_dead_holder, _fresh),
     "send, answer lost": (_nothing, _lost_answer),

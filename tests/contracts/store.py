@@ -133,6 +133,23 @@ class StoreContract(CellContract):
         assert [record.key for record in store.list(State.IN_DOUBT, 10)] == ["k1", "k2", "k3", "k4"]
         assert [record.key for record in store.list(State.SENT, 10)] == ["other", "k0"]
 
+    def test_asked(self, store: Both) -> None:
+        """What a producer wrote down first is found for as long as it has not ended, and nothing else is."""
+        for number, state in enumerate((State.PENDING, State.SENDING, State.RENDERING)):
+            store.swap(None, make_record(f"plain{number}", state=state))
+            asked = make_record(f"k{number}", state=State.PENDING, updated_at=1_000.0 + number, durable=True)
+            assert store.swap(None, asked) is None
+            taken = advance(asked, state=state, updated_at=2_000.0 + number)
+            assert store.swap(asked, taken) is None
+
+        assert {record.key for record in store.asked(10)} == {"k0", "k1", "k2"}
+        assert {record.key for record in store.list(State.PENDING, 10)} == {"plain0", "k0"}
+
+        taken = next(record for record in store.asked(10) if record.key == "k1")
+        assert store.swap(taken, advance(taken, state=State.SENT)) is None
+        assert {record.key for record in store.asked(10)} == {"k0", "k2"}
+        assert len(list(store.asked(1))) == 1
+
     def test_a_count_is_by_state(self, store: Both) -> None:
         for number in range(5):
             store.swap(None, make_record(f"k{number}", state=State.SENT if number < 3 else State.RETRY))

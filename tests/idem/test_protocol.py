@@ -95,6 +95,11 @@ STANDING: list[tuple[Standing, Record | None]] = [
     (Standing.IN_DOUBT, record(State.IN_DOUBT, unsure_since=NOW - 100)),
     (Standing.DROPPED, record(State.DROPPED)),
     (Standing.SPLIT, record(State.SPLIT, job="report")),
+    (Standing.PENDING, record(State.PENDING, attempts=0)),
+    (Standing.PENDING, record(State.PENDING, attempts=0, ready_at=NOW + 1)),
+    (Standing.PENDING, record(State.PENDING, attempts=0, job="report", fingerprint=None)),
+    (Standing.EXPIRED, record(State.EXPIRED)),
+    (Standing.CANCELLED, record(State.CANCELLED)),
 ]
 
 
@@ -118,7 +123,8 @@ def test_the_tables_hold_every_pair_once() -> None:
 
 
 def test_ended_is_what_may_be_acknowledged() -> None:
-    assert frozenset({State.SENT, State.REJECTED, State.IN_DOUBT, State.DROPPED, State.SPLIT}) == ENDED
+    unsent = {State.EXPIRED, State.CANCELLED}
+    assert frozenset({State.SENT, State.REJECTED, State.IN_DOUBT, State.DROPPED, State.SPLIT}) | unsent == ENDED
     for state in State:
         assert record(state).ended == (state in ENDED)
 
@@ -190,7 +196,7 @@ def test_what_a_claim_writes(standing: Standing, stored: Record | None) -> None:
     assert taken.claim_id == "new"
     assert taken.lease_until == NOW + POLICY.lease_seconds
     assert (taken.ready_at, taken.updated_at, taken.created_at) == (None, NOW, before.created_at)
-    if standing is Standing.RENDERING_OVER:
+    if taken.fingerprint is None or standing is Standing.RENDERING_OVER:
         assert (taken.state, taken.attempts, taken.started_at) == (State.RENDERING, before.attempts, None)
         return
     assert (taken.state, taken.attempts, taken.started_at) == (State.SENDING, before.attempts + 1, NOW)
@@ -230,9 +236,12 @@ def test_one_is_told_until_when_to_wait(stored: Record, until: float) -> None:
 
 @pytest.mark.parametrize(("standing", "stored"), STANDING)
 def test_another_intent_is_a_conflict_in_every_standing(standing: Standing, stored: Record | None) -> None:
-    if stored is None:
+    if stored is None or (standing is Standing.PENDING and stored.job):
         return
     for intent in (Intent("k", fingerprint="other"), Intent("k", job="other")):
+        if standing is Standing.CANCELLED:
+            assert protocol.claim(stored, intent, now=NOW, claim_id="new", rules=RULES) == Done(stored)
+            continue
         assert protocol.claim(stored, intent, now=NOW, claim_id="new", rules=RULES) == Conflict(stored), standing
 
 

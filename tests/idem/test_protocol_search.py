@@ -27,7 +27,8 @@ KEYED = Policy(lease_seconds=LEASE, http_timeout_seconds=HTTP, window_seconds=WI
 KEYLESS = replace(KEYED, window_seconds=None)
 #: Ages at which a repetition is still allowed, by the real margin: 0..3.
 OPEN = 4
-ENDED = (State.SENT, State.REJECTED, State.IN_DOUBT)
+ENDED = (State.SENT, State.REJECTED, State.IN_DOUBT, State.EXPIRED, State.CANCELLED)
+UNSENT = (State.REJECTED, State.RETRY, State.EXPIRED, State.CANCELLED)
 
 
 class Pc(Enum):
@@ -80,13 +81,20 @@ NAMES = ("accepted", "unknown", "not sent", "refused before the key", "invalid")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What is searched; the last two are rules of the worker's that a test can take away."""
+    """What is searched; the last two are rules of the worker's that a test can take away.
+
+    `pending`: a producer wrote the key down first, so that it may begin for `expires` ticks. `cancels`: somebody calls
+    it back at any time.
+    """
 
     policy: Policy = KEYED
     valid: bool = True
     job: str | None = None
     attempts: int = 4
     skew: int = 0
+    pending: bool = False
+    expires: int | None = None
+    cancels: bool = False
     lease_check: bool = True
     deadline_from_check: bool = True
 
@@ -122,7 +130,7 @@ class Search:
         self._memo: dict[tuple[Any, ...], Any] = {}
 
     def run(self) -> Found:
-        start = World(0, 0, 0, (), -1, (Worker(Pc.IDLE), Worker(Pc.IDLE)))
+        start = World(self._asked(), 0, 0, (), -1, (Worker(Pc.IDLE), Worker(Pc.IDLE)))
         back: dict[World, tuple[World, str] | None] = {start: None}
         before: dict[World, list[World]] = {}
         queue = deque([start])
@@ -152,6 +160,9 @@ class Search:
         for index, worker in enumerate(world.workers):
             for label, following in self._worker_steps(world, index, worker):
                 yield f"worker {index} {label}", following
+        cancelled = self._cancelled(world.record) if self._setting.cancels else None
+        if cancelled is not None:
+            yield "somebody cancels", world._replace(record=cancelled)
 
     def _worker_steps(self, world: World, index: int, worker: Worker) -> Iterator[tuple[str, World]]:
         if worker.pc is Pc.IDLE:
@@ -269,6 +280,23 @@ class Search:
         result: int | None = self._remember(("claim", number, index, claim_id), compute)
         return result
 
+    def _asked(self) -> int:
+        """The record to start from."""
+        if not self._setting.pending:
+            return 0
+        expires_at = None if self._setting.expires is None else NOW + self._setting.expires
+        intent = replace(self._intent, expires_at=expires_at)
+        return self._number(None, protocol.ask(intent, now=NOW, claim_id="c0", rules=self._rules))
+
+    def _cancelled(self, number: int) -> int | None:
+        def compute() -> int | None:
+            stored = self._records[number]
+            cancelled = protocol.cancel(stored, "k", claim_id="c0", by="me", now=NOW, rules=self._rules)
+            return None if cancelled is None else self._number(stored, cancelled)
+
+        result: int | None = self._remember(("cancel", number), compute)
+        return result
+
     def _freeze(self, number: int, index: int) -> int:
         def compute() -> int:
             stored = self._record(number)
@@ -309,7 +337,9 @@ class Search:
             stored = self._records[number]
             if stored is None:
                 return 0
-            times = ("created_at", "started_at", "lease_until", "ready_at", "unsure_since")
+            times = (
+                "created_at", "opened_at", "started_at", "lease_until", "ready_at", "unsure_since", "expires_at",
+            )  # fmt: skip
             earlier = {name: getattr(stored, name) - 1 for name in times if getattr(stored, name) is not None}
             return self._intern(replace(stored, **earlier))
 
@@ -337,6 +367,8 @@ class Search:
             version=1,
             claim_id=record.claim_id if live else "",
             created_at=near(record.created_at, self._creation_counts),
+            opened_at=near_if(record.opened_at, self._creation_counts),
+            expires_at=near_if(record.expires_at, 1 + abs(self._setting.skew)),
             updated_at=NOW,
             started_at=near_if(record.started_at, OPEN + 2),
             lease_until=near_if(record.lease_until, 2),
@@ -345,7 +377,9 @@ class Search:
             message_id=None,
             reason=None,
             history=(),
-            evidence=tuple(replace(item, at=0, claim_id=None) for item in record.evidence[:1]),
+            evidence=tuple(
+                replace(item, at=0, claim_id=None) for item in record.evidence if item.kind == protocol.ACCEPTANCE
+            )[:1],
         )
         if like not in self._numbers:
             self._numbers[like] = len(self._records)
@@ -369,7 +403,7 @@ class Search:
         if old.record == new.record and old.accepted == new.accepted:
             return
         before, record = self._records[old.record], self._records[new.record]
-        final = before is not None and before.state in {State.SENT, State.REJECTED}
+        final = before is not None and before.state in {State.SENT, *UNSENT} - {State.RETRY}
         if before is not None and final and (record is None or record.state is not before.state):
             raise Wrong(f"{before.state} moved", label)
         if record is None:
@@ -382,7 +416,7 @@ class Search:
         state = record.state
         if state is State.SENT and world.accepted != 1:
             return "sent, but not accepted"
-        if state in {State.REJECTED, State.RETRY} and (world.accepted or (world.late and self._setting.valid)):
+        if state in UNSENT and (world.accepted or (world.late and self._setting.valid)):
             return f"{state}, although it was or may be accepted"
         if record.evidence and state not in {State.SENT, State.SENDING}:
             return f"{state}, although an acceptance is known"
@@ -434,6 +468,13 @@ _SETTINGS = {
     "keyed, rendered": Setting(job="j", attempts=3),
     "keyed, rendered, invalid": Setting(job="j", valid=False),
     "keyed, gives up": Setting(policy=replace(KEYED, give_up_seconds=3), attempts=3),
+    "keyed, pending": Setting(pending=True, expires=3, cancels=True),
+    "keyed, pending, a clock ahead": Setting(pending=True, expires=2, cancels=True, skew=1, attempts=3),
+    "keyed, pending, rendered": Setting(pending=True, expires=3, cancels=True, job="j", attempts=2),
+    "keyed, pending, gives up": Setting(pending=True, expires=2, policy=replace(KEYED, give_up_seconds=3), attempts=2),
+    "keyless, pending": Setting(pending=True, expires=3, cancels=True, policy=KEYLESS),
+    "keyless, cancelled": Setting(cancels=True, policy=KEYLESS),
+    "keyless, pending, rendered": Setting(pending=True, expires=3, cancels=True, policy=KEYLESS, job="j", attempts=3),
     "keyless": Setting(policy=KEYLESS, attempts=6),
     "keyless, invalid": Setting(policy=KEYLESS, valid=False, attempts=6),
     "keyless, a clock ahead": Setting(policy=KEYLESS, skew=3),
@@ -474,6 +515,11 @@ def _take_anew(record: Record, _move: Move, now: float, claim_id: str, rules: Ru
     return _take(record, Move.BEGIN, now, claim_id, rules, split=split)
 
 
+def _expire_any(move: Move, record: Record | None, _intent: Intent, now: float) -> Move:
+    late = record is not None and record.expires_at is not None and now >= record.expires_at
+    return Move.EXPIRE if late and move in {Move.BEGIN, Move.REPLAY, Move.DOUBT} else move
+
+
 _RULES_TAKEN_AWAY: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "a takeover does not look at the window": _row(CLAIM, Standing.UNSURE_CLOSED, Move.REPLAY),
     "a takeover forgets that it is one": _row(CLAIM, Standing.UNSURE_OPEN, Move.BEGIN),
@@ -498,6 +544,13 @@ _RULES_TAKEN_AWAY: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "a proof is forgotten by a takeover": _row(CLAIM, Standing.UNSURE_PROVED, Move.DOUBT),
     "evidence does not end a doubt": _row(EVIDENCE, Standing.IN_DOUBT, State.IN_DOUBT),
     "evidence does not end an open doubt": _row(EVIDENCE, Standing.UNSURE_OPEN, State.UNSURE),
+    "what was written down first is never begun": _row(CLAIM, Standing.PENDING, Move.WAIT),
+    "an expired key is sent": _row(CLAIM, Standing.EXPIRED, Move.BEGIN),
+    "a cancelled key is sent": _row(CLAIM, Standing.CANCELLED, Move.BEGIN),
+    "what may have been accepted expires": _function(protocol, "_begin_in_time", _expire_any),
+    "an attempt under way is cancelled": _function(protocol, "CANCEL", protocol.CANCEL | {Standing.SENDING_LIVE}),
+    "an open doubt is cancelled": _function(protocol, "CANCEL", protocol.CANCEL | {Standing.UNSURE_OPEN}),
+    "an old doubt is cancelled": _function(protocol, "CANCEL", protocol.CANCEL | {Standing.UNSURE_CLOSED}),
     "evidence is dropped": _function(protocol, "testify", _without_evidence),
     "a settle is not fenced": _function(protocol, "holds", lambda *_: True),
     "the window counts from the latest attempt": _function(protocol, "_unsure_since", _latest_start),

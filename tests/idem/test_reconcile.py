@@ -13,13 +13,13 @@ from idem.clock import Deadline
 from idem.email import Email
 from idem.errors import BodyTooLarge
 from idem.keys import provider_key
-from idem.ledger import Ledger
+from idem.ledger import Claim, Ledger
 from idem.outcome import Accepted, NotSent, Outcome, Unknown
 from idem.policy import Policy
-from idem.protocol import MISSING, InDoubt, Record, Resolution, State
+from idem.protocol import MISSING, InDoubt, Intent, Record, Resolution, State
 from idem.providers.base import USUAL, CannotTell, Contract, Found, Lookup, Memory, Missing, Reply, Sighting
 from idem.reconcile import Patience, Reconciler, Step
-from idem.send import Empty, Ended, Render, Resume, Sender
+from idem.send import Empty, Ended, Render, Resume, Sender, intent_of
 from idem.stores.memory import MemoryStore
 from tests.fakes import FakeClock, make_email
 
@@ -346,3 +346,54 @@ class Small(MemoryStore):
         if new.body is not None:
             raise BodyTooLarge("too large")
         return super().swap(old, new)
+
+
+class TestDurable:
+    """What a producer wrote down first is enqueued again for as long as it has not ended."""
+
+    def test_what_nobody_took_up_comes_again_and_then_after_twice_as_long(self, bench: Bench) -> None:
+        bench.ledger.ask(intent_of(Ready(KEY, make_email())))
+        bench.clock.sleep(PATIENCE.asked - 1)
+        assert bench.reconciler().run() == {}
+        bench.clock.sleep(1)
+        assert bench.reconciler().run() == {Step.RESUMED: 1}
+        assert bench.reconciler().run() == {}, "once for all reconcilers"
+        bench.clock.sleep(PATIENCE.asked)
+        assert bench.reconciler().run() == {}
+        bench.clock.sleep(PATIENCE.asked)
+        assert bench.reconciler().run() == {Step.RESUMED: 1}
+        assert bench.resumed == [KEY, KEY]
+
+    def test_a_resumed_one_is_sent_from_its_record(self, bench: Bench) -> None:
+        bench.ledger.ask(intent_of(Ready(KEY, make_email())))
+        assert isinstance(bench.sender().send(Resume(KEY)), Ended)
+        record = bench.ledger.read(KEY)
+        assert record is not None
+        assert (record.state, record.body) == (State.SENT, None)
+
+    @pytest.mark.parametrize("intent", [intent_of(Ready(KEY, make_email())), Intent(KEY, job="report", call="{}")])
+    def test_a_worker_that_died_together_with_the_queue(self, bench: Bench, intent: Intent) -> None:
+        bench.ledger.ask(intent)
+        assert isinstance(bench.ledger.claim(replace(intent, call=None)), Claim)
+        bench.clock.sleep(LEASE + PATIENCE.asked - 1)
+        assert bench.reconciler().run() == {}
+        bench.clock.sleep(1)
+        assert bench.reconciler().run() == {Step.RESUMED: 1}
+
+    def test_of_two_that_touch_it_at_once_one_enqueues_it(self, bench: Bench) -> None:
+        """They hold the same claim id, so that it does not tell whose touch was written."""
+        asked = bench.ledger.ask(intent_of(Ready(KEY, make_email())))
+        assert isinstance(asked, Record)
+        assert bench.ledger.touch(asked)
+        bench.clock.sleep(0.001)
+        assert not bench.ledger.touch(asked)
+
+    def test_how_long_to_try_counts_from_the_first_who_took_it_up(self, bench: Bench) -> None:
+        """It may have been asked for long before: a day of waiting is no day of failing."""
+        bench.ledger.ask(intent_of(Ready(KEY, make_email())))
+        bench.clock.sleep(200_000)
+        bench.provider.script = [NotSent("HTTP 503")]
+        bench.sender().send(Resume(KEY))
+        record = bench.ledger.read(KEY)
+        assert record is not None
+        assert record.state is State.RETRY

@@ -19,6 +19,7 @@ from workers.telemetry import describe_error
 
 #: Every command, the file that has it, and what it is for.
 _COMMANDS = {
+    "cancel": ("resolve", "Call a key back before it is sent."),
     "dead": ("dead", "Look into the dead letters; requeue or drop them."),
     "demo": ("demo", "Send 500 emails through faults and kills, and count what arrived."),
     "doctor": ("doctor", "Check settings, ledger, broker and provider."),

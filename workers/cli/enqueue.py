@@ -41,8 +41,11 @@ class _Report:
 @click.argument("files", nargs=-1, required=True, metavar="FILE.jsonl|FILE.csv|FILE.eml|-...")
 @click.option("--batch", metavar="NAME", help="Another name is another intention; by default the file's digest.")
 @click.option("--format", "format_name", type=click.Choice(FORMATS), help="What the files hold, if not by their names.")
+@click.option("--durable", is_flag=True, help="Write each to the ledger first, so that the queue may lose it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def enqueue_command(files: tuple[str, ...], batch: str | None, format_name: str | None, *, as_json: bool) -> int:
+def enqueue_command(
+    files: tuple[str, ...], batch: str | None, format_name: str | None, *, durable: bool, as_json: bool
+) -> int:
     """Enqueue one email for each line, row, or message file; `-` reads standard input.
 
     A line without a key gets <batch>/<line number>, so that running the same command again sends nothing twice. Bad
@@ -54,7 +57,7 @@ def enqueue_command(files: tuple[str, ...], batch: str | None, format_name: str 
         if batch is not None:
             check_key(batch)
         for name in files:
-            _enqueue_file(app, name, _Naming(batch, several=len(files) > 1), format_name, report)
+            _enqueue_file(app, name, _Naming(batch, len(files) > 1, durable or None), format_name, report)
     finally:
         app.close()
     _print(report, as_json=as_json)
@@ -63,10 +66,11 @@ def enqueue_command(files: tuple[str, ...], batch: str | None, format_name: str 
 
 @dataclass(frozen=True, slots=True)
 class _Naming:
-    """How a line gets its key when it names none."""
+    """How a line gets its key when it names none, and how it is enqueued (`durable` None: as the settings say)."""
 
     batch: str | None
     several: bool
+    durable: bool | None
 
     def key(self, source: Source, number: int) -> str:
         if self.batch is None:
@@ -135,6 +139,10 @@ def _enqueue_line(batch: _Batch, line: Line, naming: _Naming) -> None:
         state = _ended_state(app, key, email)
         if state is not None:
             report.ended[state] += 1
+            return
+        if app.is_durable(naming.durable):
+            app.enqueue(email, key=key, durable=True)
+            report.enqueued += 1
             return
         message, _ = app.message(email, key=key)
     except (EmailError, InvalidKey) as error:

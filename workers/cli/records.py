@@ -25,6 +25,8 @@ _TIMES = (
     "lease_until",
     "ready_at",
     "unsure_since",
+    "opened_at",
+    "expires_at",
     "at",
     "since",
     "until",
@@ -104,11 +106,12 @@ def list_command(state: str, limit: int, *, as_json: bool) -> None:
 
 
 def describe(record: Record) -> dict[str, Any]:
-    """A record for people and programs: times in ISO 8601, nothing that is empty, and of a frozen body its size."""
+    """A record for people and programs: times in ISO 8601, nothing that is empty; of what is to be sent, its size."""
     fields: dict[str, Any] = msgspec.to_builtins(record, builtin_types=(bytes,))
-    body = fields.pop("body")
-    described = _readable(fields)
-    return described if body is None else described | {"frozen_bytes": len(body)}
+    for name, size in (("body", "frozen_bytes"), ("call", "argument_bytes")):
+        kept = fields.pop(name)
+        fields |= {size: None if kept is None else len(kept)}
+    return _readable(fields)
 
 
 def describe_pace(provider: str, found: Pace) -> dict[str, Any]:

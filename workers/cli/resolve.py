@@ -8,7 +8,7 @@ import uuid
 import click
 import msgspec
 
-from idem.errors import IdemError
+from idem.errors import IdemError, JobError
 from idem.keys import check_key
 from idem.outcome import Accepted
 from idem.protocol import ACCEPTANCE, Record, Resolution, State
@@ -54,6 +54,21 @@ def reopen_command(key: str) -> int:
         app.close()
 
 
+@click.command("cancel")
+@click.argument("key")
+def cancel_command(key: str) -> int:
+    """Call a key back before it is sent, enqueued or not. Exit status 1 when it is too late."""
+    app = App.from_env()
+    try:
+        app.cancel(key, by=f"by {_person()}")
+    except JobError as error:
+        return _refuse(str(error))
+    finally:
+        app.close()
+    click.echo("cancelled")
+    return 0
+
+
 @click.command("reconcile")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def reconcile_command(*, as_json: bool) -> None:
@@ -93,7 +108,7 @@ def _resolve(app: App, record: Record, resolution: Resolution) -> int:
         return _refuse(f"the key is {now.state if now else 'gone'}, not {wanted}")
     if resolved.state is State.DROPPED:
         click.echo("dropped")
-    elif resolved.body is None:
+    elif not resolved.resumable:
         click.echo("open again; the ledger does not hold its email: enqueue it once more under the same key")
     else:
         app.resume(resolved.key)

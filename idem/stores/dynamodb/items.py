@@ -11,7 +11,9 @@
     ap    S  <namespace> U+001F <state> U+001F <shard> \
     at    N  since when                                } the index of what needs attention; absent from all others
 
-A first claim and a sent email have neither `ap` nor `at`, so that they cost nothing in the index.
+A first claim and a sent email have neither `ap` nor `at`, so that they cost nothing in the index. A durable record is
+in it from when it is asked for until its attempt is settled, under one `ap` and one `at`: one write unit when it comes,
+one when it leaves, and nothing when it is claimed in between.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import zlib
 from typing import Any, Final
 
 from idem.errors import LedgerUnusable
-from idem.protocol import Record, State
+from idem.protocol import ASKED, ENDED, Record, State
 from idem.stores.codec import decode_record, encode_record
 
 #: Amazon's form of a value, such as `{"S": "text"}`, and an item of them.
@@ -28,10 +30,10 @@ Value = dict[str, Any]
 Item = dict[str, Value]
 
 #: What a person or a reconciler goes looking for.
-INDEXED: Final = (State.IN_DOUBT, State.REJECTED, State.UNSURE, State.RETRY)
+INDEXED: Final = (State.IN_DOUBT, State.REJECTED, State.UNSURE, State.RETRY, State.PENDING)
 
 #: What may be forgotten in the end. A record in doubt stays until somebody has settled it.
-FORGETTABLE: Final = frozenset({State.SENT, State.REJECTED, State.DROPPED, State.SPLIT})
+FORGETTABLE: Final = ENDED - {State.IN_DOUBT}
 
 #: Parts of the index that each state is spread over. One part takes 1,000 writes a second, and an index that is
 #: throttled throttles the table; in an outage of the provider, every attempt writes RETRY. Part of the format.
@@ -76,11 +78,18 @@ def record_to_item(namespace: str, record: Record, retention_seconds: float) -> 
     if record.state in FORGETTABLE:
         # By this machine's clock, which AWS has checked: it refuses requests that were signed minutes off.
         item["ttl"] = {"N": str(int(record.updated_at + retention_seconds))}
-    if record.state in INDEXED:
-        item["ap"] = {"S": _attention_key(namespace, record.state, zlib.crc32(pk.encode()) % SHARDS)}
+    asked = record.durable and record.state in ASKED
+    if asked or record.state in INDEXED:
+        state = State.PENDING if asked else record.state
+        item["ap"] = {"S": _attention_key(namespace, state, zlib.crc32(pk.encode()) % SHARDS)}
         # Six places: a number of DynamoDB's has no room for the smallest floats.
-        item["at"] = {"N": f"{record.updated_at:.6f}"}
+        item["at"] = {"N": f"{_asked_at(record) if asked else record.updated_at:.6f}"}
     return item
+
+
+def _asked_at(record: Record) -> float:
+    """The same before and after a claim, so that the index is not written; later once it was enqueued again."""
+    return record.ready_at if record.ready_at is not None else record.created_at
 
 
 def item_to_record(item: Item, body: bytes | None) -> Record:

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, Final
 
 from idem.errors import LedgerError, LedgerUnavailable, LedgerUnusable
-from idem.protocol import Record, State
+from idem.protocol import ASKED, Record, State
 from idem.stores.base import VANISHED
 from idem.stores.dynamodb.batch import GroupWriter
 from idem.stores.dynamodb.bodies import Bucket, add_body, read_body
@@ -110,14 +110,22 @@ class DynamoStore:
         Raises `LedgerError` for `sent` and `split`, and for a table that is too large to be looked through.
         """
         if state in INDEXED:
-            return islice(self._listed(state), limit)
+            return islice((record for record in self._listed(state) if record.state is state), limit)
         if state in _IN_FLIGHT:
             return self._in_flight(state, limit)
         listed = ", ".join(known.value for known in (*INDEXED, *_IN_FLIGHT))
         raise LedgerError(f"{self._place.name} cannot list {state.value} records; it lists {listed}")
 
+    def asked(self, limit: int) -> Iterator[Record]:
+        """See `Store.asked`: all of them are in the index, under PENDING."""
+        found = (record for record in self._listed(State.PENDING) if record.durable and record.state in ASKED)
+        return islice(found, limit)
+
     def count(self) -> Mapping[State, int]:
-        """See `Store.count`; only the states of `INDEXED` are in it, each also when there are none."""
+        """See `Store.count`; only the states of `INDEXED` are in it, each also when there are none.
+
+        What is durable and in flight is counted as pending.
+        """
         return {state: sum(self._count(part) for part in attention_keys(self._namespace, state)) for state in INDEXED}
 
     def read_cell(self, name: str) -> bytes | None:
@@ -150,7 +158,7 @@ class DynamoStore:
         while page := list(islice(keys, _PAGE)):
             found = {item["pk"]["S"]: item for item in self._read_all(page)}
             records = (self._record(found[pk]) for pk in page if pk in found)
-            yield from (record for record in records if record.state is state)
+            yield from records
 
     def _in_flight(self, state: State, limit: int) -> Iterator[Record]:
         """The scan says where to look, as the index does; of what it finds, only the oldest are kept in memory."""

@@ -66,6 +66,16 @@ def test_a_rendered_send_is_three(bill: Bill) -> None:
     assert bill.charged() == (3, 0, 0, 0)
 
 
+def test_a_durable_send_is_five_units_and_one_refused_write(bill: Bill) -> None:
+    """Written with its email, then listed and unlisted; the worker's first claim is refused, as if it were taken."""
+    bill.ledger.ask(Intent(bill.key, fingerprint=_FINGERPRINT, body=b"a short email"))
+    assert bill.charged() == (2, 1, 0, 0)
+    claim = bill.claim()
+    assert bill.charged() == (1, 0, 0, 1)
+    bill.ledger.settle(claim, Accepted("m" * 40))
+    assert bill.charged() == (2, 1, 0, 0)
+
+
 def test_a_redelivery_is_one_refused_write(bill: Bill) -> None:
     """Which brings the record along: no read."""
     bill.ledger.settle(bill.claim(), Accepted("m1"))

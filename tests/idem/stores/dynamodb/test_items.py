@@ -56,6 +56,18 @@ def test_what_costs_nothing_in_the_index_is_not_in_it() -> None:
         assert not {"ap", "at"} & record_to_item("default", record, _DAY).keys()
 
 
+def test_a_durable_record_is_indexed_under_one_place_until_it_has_ended() -> None:
+    """One write unit when it comes and one when it leaves: its claim changes nothing that the index holds."""
+    asked = make_record(state=State.PENDING, durable=True)
+    taken = replace(asked, state=State.SENDING, version=2, claim_id="c2", updated_at=asked.updated_at + 9)
+    places = [
+        [record_to_item("default", record, _DAY).get(name) for name in ("ap", "at")]
+        for record in (asked, taken, replace(taken, state=State.RENDERING), replace(taken, state=State.SENT))
+    ]
+    assert places[0] == places[1] == places[2] != [None, None]
+    assert places[3] == [None, None]
+
+
 @pytest.mark.parametrize("state", State)
 def test_only_what_needs_attention_is_indexed(state: State) -> None:
     item = record_to_item("default", make_record(state=state), _DAY)
@@ -66,7 +78,8 @@ def test_only_what_needs_attention_is_indexed(state: State) -> None:
 def test_only_what_has_ended_for_good_is_forgotten(state: State) -> None:
     """What is in doubt waits for a person, however long that takes."""
     item = record_to_item("default", make_record(state=state, updated_at=1_000.9), 2 * _DAY)
-    forgotten = state in {State.SENT, State.REJECTED, State.DROPPED, State.SPLIT}
+    unsent = {State.REJECTED, State.DROPPED, State.EXPIRED, State.CANCELLED}
+    forgotten = state in {State.SENT, State.SPLIT} | unsent
     assert item.get("ttl") == ({"N": "173800"} if forgotten else None)
 
 
