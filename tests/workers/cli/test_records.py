@@ -13,7 +13,10 @@ from idem.protocol import State
 from tests.workers.parts import RunIdem, Sandbox, make_email
 from workers import App, Settings
 
-_STATES = ["rendering", "sending", "retry", "unsure", "sent", "rejected", "in_doubt", "dropped", "split"]
+_STATES = [
+    "pending", "rendering", "sending", "retry", "unsure",
+    "sent", "rejected", "in_doubt", "dropped", "split", "expired", "cancelled",
+]  # fmt: skip
 
 
 @pytest.fixture
