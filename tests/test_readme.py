@@ -92,6 +92,14 @@ def test_what_a_user_writes_and_enqueues_is_sent_once(tmp_path: Path, port: int)
     assert printed.splitlines()[-1] == "5 5"
 
 
+def test_what_is_scheduled_is_shown(tmp_path: Path) -> None:
+    (reports,) = _blocks("python", "# reports.py")
+    (tmp_path / "reports.py").write_text(reports, encoding="utf-8")
+    printed = _run(".venv/bin/idem schedule next daily_report --app reports:app", tmp_path)
+
+    assert printed.count("T07:00:00+0") == 5
+
+
 _COUNT = (
     "import json, urllib.request as r; "
     "a = json.load(r.urlopen('http://127.0.0.1:{port}/api/accepted')); "
@@ -101,7 +109,7 @@ _COUNT = (
 
 def test_every_block_is_run_by_a_test() -> None:
     """The rights of an ACL user are in `workers/brokers/test_servers.py`."""
-    assert len(_BLOCKS) == 6
+    assert len(_BLOCKS) == 7
 
 
 def test_runbook(tmp_path: Path) -> None:
