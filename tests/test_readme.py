@@ -105,6 +105,14 @@ def test_what_a_user_writes_for_webhooks_builds_its_email(monkeypatch: pytest.Mo
     assert names["receipt"](event).to == ("ann@example.com",)
 
 
+def test_what_is_scheduled_is_shown(tmp_path: Path) -> None:
+    (reports,) = _blocks("python", "# reports.py")
+    (tmp_path / "reports.py").write_text(reports, encoding="utf-8")
+    printed = _run(".venv/bin/idem schedule next daily_report --app reports:app", tmp_path)
+
+    assert printed.count("T07:00:00+0") == 5
+
+
 _COUNT = (
     "import json, urllib.request as r; "
     "a = json.load(r.urlopen('http://127.0.0.1:{port}/api/accepted')); "
