@@ -15,7 +15,7 @@ from workers.process import idem_command
 
 _COMMANDS = [
     "dead", "demo", "doctor", "enqueue", "explain", "init", "list", "reconcile", "reopen", "resolve", "sandbox",
-    "status", "worker",
+    "status", "webhooks", "worker",
 ]  # fmt: skip
 
 
