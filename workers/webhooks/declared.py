@@ -64,9 +64,7 @@ def _hearing(event: Event) -> list[_Wish]:
 def check_declaration(source: str, types: Sequence[str], function: Callable[..., Any]) -> None:
     """Raise `JobError` for what could never run."""
     if sender_of(source) is None:
-        raise JobError(
-            f"no sender is named {source!r}; known: {', '.join(SCHEMES)}, each also as {source[:9]}_<account>"
-        )
+        raise JobError(f"no sender is named {source!r}; known: {', '.join(SCHEMES)}, each also as <sender>_<account>")
     if not types or not all(isinstance(kind, str) and kind for kind in types):
         raise JobError(f'write @app.webhook("{source}", "a.type.of.event"), with one type or more')
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
