@@ -88,8 +88,8 @@ class TestSettling:
         assert side.counts() == (0, 0, 0, 1)
 
 
-@on_two_emulators
 class TestVisibility:
+    @on_two_emulators
     def test_a_message_stays_hidden_while_it_is_in_hand(self, side: Side) -> None:
         """Prefetched ones too: nobody else gets either for longer than the timeout."""
         side.enqueue(1)
@@ -102,6 +102,7 @@ class TestVisibility:
         side.end(side.take(), Acknowledge())
         assert side.counts() == (0, 0, 0, 0)
 
+    @on_the_other_emulator
     def test_what_a_dead_process_had_is_seen_by_another(self, side: Side) -> None:
         sent = side.enqueue()
         side.take()
@@ -113,6 +114,7 @@ class TestVisibility:
 
             assert (again.message_id, again.options) == (sent.message_id, {"tries": 1})
 
+    @on_the_other_emulator
     def test_a_message_that_somebody_else_has_by_now_is_no_obstacle(self, side: Side) -> None:
         """By a receipt that is stale, neither a delete nor anything else stalls, or takes it from the other one."""
         sent = side.enqueue()
