@@ -6,6 +6,7 @@
     ├── InvalidKey            (ValueError) a key that no store and no provider could hold
     ├── InputError            a file of emails that cannot be read, or that has a part nobody can place
     ├── JobError              a job that is unknown, or that does not return emails
+    ├── ScheduleError         (ValueError) a schedule that cannot be, or an instant that is not one of its slots
     ├── SettingsError         a setting is missing, unknown, malformed or breaks a rule
     ├── MissingExtra          an optional driver is not installed
     ├── LedgerError
@@ -49,6 +50,10 @@ class InputError(IdemError):
 
 class JobError(IdemError):
     """Raised when a job is unknown, is called wrongly, or returns something that is not an email."""
+
+
+class ScheduleError(IdemError, ValueError):
+    """Raised when a schedule is declared wrongly, is not known, or has no slot at an instant."""
 
 
 class SettingsError(IdemError):

@@ -110,12 +110,14 @@ class Gate:
     def heed(self, provider: str, key: str, outcome: Outcome) -> None:
         """Note what a call of this thread has come to, under which provider key. Does nothing else: see `leave`.
 
-        What another provider said is none of this gate's business, and its turn is as if there had been no call.
+        What another provider said is none of this gate's business, and its turn is as if there had been no call. Of
+        several outcomes in one turn, as of a request with many emails, the first that tells of trouble counts.
         """
         if provider != self._name:
             return
         turn = self._turn() or _Turn()
-        turn.key, turn.outcome = key, outcome
+        if not isinstance(turn.outcome, NotSent | Unknown):
+            turn.key, turn.outcome = key, outcome
         self._turns.turn = turn
 
     def leave(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from datetime import UTC, datetime
 
 from idem.email import Email
 from idem.errors import InvalidKey
@@ -38,6 +39,15 @@ def take_explicit(email: Email, key: str | None) -> tuple[Email, str | None]:
     return email, None if explicit is None else check_key(explicit)
 
 
+def slot_key(job: str, slot: datetime) -> str:
+    """The key of a scheduled run, by its nominal time: whoever computes the slot, on whatever clock, gets this key.
+
+    To the second, as the instants are that Amazon EventBridge Scheduler puts into a message
+    (https://docs.aws.amazon.com/scheduler/latest/UserGuide/managing-schedule-context-attributes.html).
+    """
+    return f"{job}/{slot.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
 def range_key(key: str, first: int, last: int) -> str:
     """The key of the emails `first` to `last` (from 1) of a bulk, which may go out in one request."""
     return f"{_stem(key)}/{first}-{last}"
@@ -46,6 +56,19 @@ def range_key(key: str, first: int, last: int) -> str:
 def member_key(key: str, number: int) -> str:
     """The key of the `number`-th email (from 1) of a list, however it goes out; stable, and never too long."""
     return f"{_stem(key)}/{number}"
+
+
+def event_key(source: str, event_id: str, purpose: str) -> str:
+    """The key of what one event of a source is to do: `<source>/<event id>/<purpose>`.
+
+    Two different events never share one: a slash in the id is written `%2F`, and a key that would be too long has the
+    SHA-256 of the id in its place.
+    """
+    if len(source) + len(event_id) + len(purpose) + 2 <= MAX_KEY:
+        key = f"{source}/{event_id.replace('%', '%25').replace('/', '%2F')}/{purpose}"
+        if len(key) <= MAX_KEY:
+            return check_key(key)
+    return check_key(f"{source}/{hashlib.sha256(event_id.encode()).hexdigest()}/{purpose}")
 
 
 def is_range(key: str, count: int) -> bool:

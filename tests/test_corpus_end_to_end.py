@@ -15,7 +15,7 @@ from workers.process import idem_command
 
 def _corpus() -> list[Path]:
     try:
-        from test import test_email as package  # type: ignore[import-not-found]  # noqa: PLC0415 - may be missing
+        from test import test_email as package  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: PLC0415 - may be missing
     except ImportError:
         if os.environ.get("CI") == "true":
             raise

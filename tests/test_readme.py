@@ -8,10 +8,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from workers.settings import SETTINGS
+from idem.providers.base import Contract, Memory
+from workers import Event
+from workers.settings import PROVIDERS, SETTINGS
+from workers.wiring import contract_of
 
 _ROOT = Path(__file__).parent.parent
 _README = (_ROOT / "README.md").read_text(encoding="utf-8")
@@ -71,7 +75,7 @@ def test_first_command_ends_in_the_demo_and_the_promise_is_kept(tmp_path: Path) 
 def test_second_command_is_what_ci_runs() -> None:
     (block,) = _blocks("sh", "# 2.")
 
-    assert block.splitlines()[1].endswith("&& .venv/bin/pytest -q")
+    assert block.splitlines()[1].endswith("&& .venv/bin/pytest -q -n 2 --dist loadfile")
     assert "grep -m1 -A1 '^# 2\\.' README.md" in (_ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
@@ -90,6 +94,17 @@ def test_what_a_user_writes_and_enqueues_is_sent_once(tmp_path: Path, port: int)
     assert printed.splitlines()[-1] == "5 5"
 
 
+def test_what_a_user_writes_for_webhooks_builds_its_email(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (hooks,) = _blocks("python", "# hooks.py")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(hooks, names)  # noqa: S102 - the README's own block
+    intent = {"receipt_email": "ann@example.com"}
+    event = Event(source="stripe", id="evt_1", type="t", created=None, data={"data": {"object": intent}})
+
+    assert names["receipt"](event).to == ("ann@example.com",)
+
+
 _COUNT = (
     "import json, urllib.request as r; "
     "a = json.load(r.urlopen('http://127.0.0.1:{port}/api/accepted')); "
@@ -99,7 +114,7 @@ _COUNT = (
 
 def test_every_block_is_run_by_a_test() -> None:
     """The rights of an ACL user are in `workers/brokers/test_servers.py`."""
-    assert len(_BLOCKS) == 6
+    assert len(_BLOCKS) == 7
 
 
 def test_runbook(tmp_path: Path) -> None:
@@ -129,6 +144,45 @@ def test_settings_table_is_the_settings() -> None:
 
     assert table is not None
     assert table[1].splitlines()[2:] == rows
+
+
+def test_providers_table_is_the_contracts() -> None:
+    """Paste what this expects between the two comments after a contract has changed."""
+    table = re.search(r"<!-- providers -->\n(.*?)<!-- /providers -->", _README, re.DOTALL)
+
+    assert table is not None
+    assert table[1].splitlines()[2:] == provider_rows()
+
+
+def provider_rows() -> list[str]:
+    return [_provider_row(contract_of(name)) for name in PROVIDERS]
+
+
+def _provider_row(contract: Contract) -> str:
+    checked = f"[{contract.checked}]({contract.source})"
+    columns = (f"`{contract.name}`", _keys(contract), _after_a_lost_answer(contract), _together(contract), checked)
+    return f"| {' | '.join(columns)} |"
+
+
+def _keys(contract: Contract) -> str:
+    key = contract.key
+    if key is None:
+        return "none"
+    window = f"{key.window_seconds / 3_600:g} h" if key.window_seconds >= 3_600 else f"{key.window_seconds / 60:g} min"
+    return f"`{key.name}` ({key.place}), {window}"
+
+
+def _after_a_lost_answer(contract: Contract) -> str:
+    searched = f", then looked up for {contract.lookup.horizon_seconds / 86_400:g} days" if contract.lookup else ""
+    if contract.memory is not Memory.NONE:
+        return f"repeated under its key{searched}"
+    if contract.lookup is not None:
+        return f"looked up (twice, {contract.lookup.lag_seconds / 60:g} min apart)"
+    return "in doubt until an event or a person tells" if contract.events else "in doubt until a person tells"
+
+
+def _together(contract: Contract) -> str:
+    return "no" if contract.batch is None else f"{contract.batch.most}, a key for {contract.batch.keys}"
 
 
 def _shown(default: object) -> str:

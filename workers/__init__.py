@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workers.app import App, DeclaredJob
+    from workers.schedule.slots import Slot
     from workers.settings import Settings
+    from workers.webhooks.event import Event
 
-__all__ = ["App", "DeclaredJob", "Settings"]
+__all__ = ["App", "DeclaredJob", "Event", "Settings", "Slot"]
 
-_HOMES = {"App": "workers.app", "DeclaredJob": "workers.app", "Settings": "workers.settings"}
+_HOMES = {
+    "App": "workers.app",
+    "DeclaredJob": "workers.app",
+    "Event": "workers.webhooks.event",
+    "Settings": "workers.settings",
+    "Slot": "workers.schedule.slots",
+}
 
 
 def __getattr__(name: str) -> Any:

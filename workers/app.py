@@ -5,16 +5,18 @@ from __future__ import annotations
 import inspect
 import threading
 import uuid
+from collections import ChainMap
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any, Generic, Literal, ParamSpec
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
 
 from dramatiq import Message
 
 from idem.bulk import Ready, cut
 from idem.clock import SystemClock
 from idem.email import Email
-from idem.errors import JobError
+from idem.errors import JobError, ScheduleError
 from idem.gate import Gate
 from idem.keys import check_key
 from idem.ledger import Ledger
@@ -25,9 +27,23 @@ from workers import wiring
 from workers.actors import JobFunction, Performer, declare_actor
 from workers.brokers.base import TOGETHER
 from workers.jobs import QUEUE, email_message, job_message, part_message, resume_message
+from workers.schedule.board import Board
+from workers.schedule.scheduler import Scheduler
+from workers.schedule.slots import CatchUp, Schedule, Slot, make_rule, read_instant
 from workers.settings import Settings
+from workers.webhooks.declared import HEAR, Declared, Hook, as_job, check_declaration
+from workers.webhooks.event import Event
+from workers.webhooks.happened import told
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
 
 P = ParamSpec("P")
+ScheduledFunction = TypeVar(
+    "ScheduledFunction",
+    bound=Callable[[Slot], Email | Sequence[Email] | None] | Callable[[], Email | Sequence[Email] | None],
+)
+_POSITIONAL = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
 
 
 def _choice(in_doubt: str | None) -> InDoubt | None:
@@ -72,12 +88,42 @@ class DeclaredJob(Generic[P]):
         return used
 
 
+def _slot_job(schedule: Schedule, function: Callable[..., Any]) -> Callable[[str], Any]:
+    """The job of a schedule: on the wire, its argument is the slot's instant as text."""
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise ScheduleError("write @app.schedule() above a plain function; coroutines are not awaited")
+    takes_slot = _takes_slot(schedule.name, function)
+
+    def run(instant: str) -> Any:
+        try:
+            at = read_instant(instant)
+        except ScheduleError as error:
+            raise JobError(str(error)) from error
+        return function(schedule.slot(at, SystemClock().now())) if takes_slot else function()
+
+    return run
+
+
+def _takes_slot(name: str, function: Callable[..., Any]) -> bool:
+    signature = inspect.signature(function)
+    for arguments in ((), (None,)):
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            continue
+        # One that may be called without and has a parameter all the same is called with what it asks for.
+        return bool(arguments) or any(each.kind in _POSITIONAL for each in signature.parameters.values())
+    raise ScheduleError(f"schedule {name}: its function must take the Slot, or nothing")
+
+
 class App:
     """An application: its settings, its jobs, and the way into the queue. Making one connects to nothing."""
 
     def __init__(self, settings: Settings, *, reach: Callable[[Point], None] = lambda _: None) -> None:
         self.settings = settings
         self.jobs: dict[str, JobFunction] = {}
+        self.schedules: dict[str, Schedule] = {}
+        self._webhooks = Declared()
         self._reach = reach
         self._lock = threading.RLock()
 
@@ -112,6 +158,65 @@ class App:
         if callable(name):
             raise JobError("write @app.job() with parentheses")
         return declare
+
+    def schedule(  # noqa: PLR0913 - the choices of a schedule
+        self,
+        cron: str | None = None,
+        *,
+        every: timedelta | None = None,
+        at: datetime | None = None,
+        tz: str = "UTC",
+        catch_up: str = "latest",
+        name: str | None = None,
+        in_doubt: Literal["hold", "resend", "drop"] | None = None,
+    ) -> Callable[[ScheduledFunction], ScheduledFunction]:
+        """Declare a function that runs at the times of a cron expression (in `tz`), at an interval, or at one instant.
+
+        It takes the `Slot`, or nothing, and returns what a job returns; it is one, by default under its own name, and
+        each of its slots has one key. `catch_up` says what becomes of slots that were missed: `none`, the `latest`,
+        `all`, or the last N: `all(N)`. Raises `ScheduleError` for what can be no schedule, or never runs.
+        """
+        if callable(cron):
+            raise ScheduleError("write @app.schedule('0 7 * * *') with a cron expression, every= or at=")
+        rule, missed, choice = make_rule(cron, every, at, tz), CatchUp.of(catch_up), _choice(in_doubt)
+
+        def declare(function: ScheduledFunction) -> ScheduledFunction:
+            job_name = str(name or getattr(function, "__name__", ""))
+            if not job_name:
+                raise ScheduleError(f"{type(function).__name__} has no name: write @app.schedule(..., name='a-name')")
+            schedule = Schedule(job_name, rule, missed, choice)
+            self.job(job_name)(_slot_job(schedule, function))
+            self.schedules[job_name] = schedule
+            return function
+
+        return declare
+
+    def webhook(
+        self,
+        source: str,
+        *types: str,
+        name: str | None = None,
+        in_doubt: Literal["hold", "resend", "drop"] | None = None,
+    ) -> Callable[[Hook], Hook]:
+        """Declare a job that runs once for each event of these types: a function that takes an `Event`.
+
+        It returns what a job returns. `source` is a sender, or `<sender>_<account>`; the key is `<source>/<event
+        id>/<name>`, where the name is by default the function's own. One event may have several jobs.
+        """
+        choice = _choice(in_doubt)
+
+        def declare(function: Hook) -> Hook:
+            check_declaration(source, types, function)
+            chosen = name or str(getattr(function, "__name__", "webhook"))
+            self.job(chosen, in_doubt=in_doubt)(as_job(function))
+            self._webhooks.add(source, types, chosen, choice)
+            return function
+
+        return declare
+
+    def webhooks(self) -> Starlette:
+        """The receiver of webhooks as an ASGI application: what `idem webhooks` serves, or to mount in one's own."""
+        return wiring.build_webhooks(self.settings, self._webhooks, self.broker.enqueue, SystemClock())
 
     def enqueue(
         self, email: Email, *, key: str | None = None, in_doubt: Literal["hold", "resend", "drop"] | None = None
@@ -190,7 +295,7 @@ class App:
         performer = Performer(
             wiring.build_sender(self.settings, self.ledger, clock, self._reach, self.gate),
             self.broker,
-            self.jobs,
+            ChainMap({HEAR: as_job(self._hear)}, self.jobs),
             ledger=self.ledger,
             gate=self.gate,
             policy=wiring.build_policy(self.settings),
@@ -198,6 +303,21 @@ class App:
         )
         declare_actor(self.broker, performer)
         return performer
+
+    @cached_property
+    def board(self) -> Board:
+        """How far each schedule is enqueued."""
+        return Board(self._store)
+
+    def scheduler(self) -> Scheduler:
+        """What a scheduler process needs."""
+        return Scheduler(
+            self.schedules,
+            self.board,
+            self.broker,
+            clock=SystemClock(),
+            memory_seconds=wiring.build_policy(self.settings).memory_seconds,
+        )
 
     def resume(self, key: str) -> None:
         """Enqueue a message for a key whose email the ledger holds: one that was opened again."""
@@ -207,9 +327,19 @@ class App:
         """What finds out about emails in doubt; a worker runs one, and so does `idem reconcile`."""
         return wiring.build_reconciler(self.settings, self.ledger, SystemClock(), self.resume)
 
+    @cached_property
+    def _listener(self) -> Reconciler:
+        return self.reconciler()
+
+    def _hear(self, event: Event) -> None:
+        """Take what a provider told to the email in doubt that it speaks of, if there is one."""
+        found = told(event)
+        if found is not None and found.provider_key is not None:
+            self._listener.hear(found.provider_key, found.message_id, event.id)
+
     def close(self) -> None:
         """Let go of what was opened; the embedded server stops when its last user has closed."""
-        for name in ("gate", "ledger"):
+        for name in ("board", "gate", "ledger", "_listener"):
             self.__dict__.pop(name, None)
         for name in ("broker", "_store"):
             if name in self.__dict__:

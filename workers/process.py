@@ -41,7 +41,7 @@ def work(app: App, *, threads: int, until_empty: bool) -> int:
     app.ledger.check()
     app.broker.check()
     worker = dramatiq.Worker(app.broker, worker_threads=threads, worker_timeout=_IDLE_MS)
-    with _stop_signals() as stop, looking_after(app):
+    with stop_signals() as stop, looking_after(app):
         worker.start()
         try:
             while not stop.wait(_LOOK_SECONDS):
@@ -64,7 +64,7 @@ def _is_empty(app: App) -> bool:
 
 def keep_working(command: Sequence[str], processes: int) -> int:
     """Run `command` in that many processes; one that is killed is started again. Returns the highest exit status."""
-    with _stop_signals() as stop:
+    with stop_signals() as stop:
         children = [_Child(command) for _ in range(processes)]
         while not stop.wait(_LOOK_SECONDS):
             if not [child for child in children if child.alive()]:
@@ -155,7 +155,7 @@ class _Stop:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[_Stop]:
+def stop_signals() -> Iterator[_Stop]:
     """What SIGTERM and SIGINT tell; a second one is left to Python."""
     stop = _Stop()
     before: dict[signal.Signals, Any] = {}

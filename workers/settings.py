@@ -22,6 +22,7 @@ from idem.protocol import InDoubt
 
 _PREFIX = "IDEM_"
 _PROVIDER_SETTING = re.compile(r"IDEM_(?P<provider>[A-Z0-9_]+?)_(?P<part>TOKEN|BASE_URL)")
+_WEBHOOK_SETTING = re.compile(r"IDEM_(?P<source>(?P<sender>[A-Z0-9]+)(_[A-Z0-9_]{1,40})?)_WEBHOOK_SECRET")
 _URL_PASSWORD = re.compile(r"(?<=://).*@", re.DOTALL)
 _ENV_LINE = re.compile(r"(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?P<value>.*)")
 
@@ -34,6 +35,10 @@ PROVIDERS = (
     "lettermint", "getmailer", "nuntly", "resend", "postmark", "ses", "sendgrid", "mailgun", "brevo",
     "lettermint_smtp", "resend_smtp", "smtp",
 )  # fmt: skip
+
+#: Who can post webhooks, by the names of their modules; each, and each `<sender>_<account>`, takes
+#: `IDEM_<SOURCE>_WEBHOOK_SECRET`.
+WEBHOOKS = ("stripe", "github", "shopify", "standard", "lettermint", "getmailer", "nuntly", "resend", "hmac")
 
 
 class Secret:
@@ -138,7 +143,12 @@ class Settings:
     shutdown_seconds: float = _setting(
         30.0, "SHUTDOWN_SECONDS", "how long a stopping worker may finish what it began; longer than the HTTP timeout"
     )
+    webhook_tolerance_seconds: float = _setting(
+        300.0, "WEBHOOK_TOLERANCE_SECONDS", "how far from now, either way, the signed instant of a webhook may be"
+    )
+    webhook_bytes: float = _setting(262_144.0, "WEBHOOK_BYTES", "the largest body of a webhook that is taken")
     credentials: Mapping[str, Credentials] = field(default_factory=dict)
+    webhook_secrets: Mapping[str, tuple[Secret, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.durations().check()
@@ -182,7 +192,7 @@ class Settings:
         parsed: dict[str, Any] = {
             known[name].name: _parse(known[name], *values[name]) for name in values if name in known
         }
-        return cls(**parsed, credentials=_credentials(values))
+        return cls(**parsed, credentials=_credentials(values), webhook_secrets=_webhook_secrets(values))
 
 
 #: Name, default and meaning of every setting that has a fixed name.
@@ -250,8 +260,12 @@ def _check_name(name: str, source: str) -> None:
     found = _PROVIDER_SETTING.fullmatch(name)
     if name in known or (found and found["provider"].lower() in PROVIDERS):
         return
+    posting = _WEBHOOK_SETTING.fullmatch(name)
+    if posting and posting["sender"].lower() in WEBHOOKS:
+        return
     credentials = {f"{_PREFIX}{provider.upper()}_{part}" for provider in PROVIDERS for part in ("TOKEN", "BASE_URL")}
-    near = difflib.get_close_matches(name, sorted(known | credentials), n=1)
+    secrets = {f"{_PREFIX}{sender.upper()}_WEBHOOK_SECRET" for sender in WEBHOOKS}
+    near = difflib.get_close_matches(name, sorted(known | credentials | secrets), n=1)
     hint = f"did you mean {near[0]}?" if near else "the README lists the known ones"
     raise SettingsError(f"unknown setting {name} in {source}; {hint}")
 
@@ -309,6 +323,7 @@ _PARSERS: Mapping[str, Callable[[str, str], str | float]] = {
     "aws_endpoint_url": _parse_url,
     "rate_per_second": _parse_number,
     "rate_burst": _parse_number,
+    "webhook_bytes": _parse_number,
 }
 
 
@@ -323,6 +338,20 @@ def _credentials(values: Mapping[str, tuple[str, str]]) -> dict[str, Credentials
             _check_base_url(f"{_PREFIX}{provider.upper()}_BASE_URL in {source}", base_url)
         if token or base_url:
             found[provider] = Credentials(Secret(token), base_url)
+    return found
+
+
+def _webhook_secrets(values: Mapping[str, tuple[str, str]]) -> dict[str, tuple[Secret, ...]]:
+    """By source; several, separated by commas, while one takes the place of another."""
+    found = {}
+    for name, (value, source) in values.items():
+        named = _WEBHOOK_SETTING.fullmatch(name)
+        if named is None:
+            continue
+        secrets = [part.strip() for part in value.split(",")]
+        if not all(secrets) or not all("!" <= char <= "~" for secret in secrets for char in secret):
+            raise SettingsError(f"{name} in {source} is not one secret, or several with a comma between two")
+        found[named["source"].lower()] = tuple(map(Secret, secrets))
     return found
 
 

@@ -21,8 +21,13 @@ from idem.send import Point, Sender
 from idem.stores.base import Cells, Store
 from idem.stores.sqlite import SqliteStore
 from workers.settings import Settings
+from workers.webhooks.declared import Declared
+from workers.webhooks.sources import Source, open_sources
 
 if TYPE_CHECKING:
+    from dramatiq import Message
+    from starlette.applications import Starlette
+
     from workers.brokers.redis import RedisBroker
     from workers.brokers.sqs import SqsBroker
 
@@ -221,6 +226,34 @@ def build_reconciler(settings: Settings, ledger: Ledger, clock: Clock, resume: C
         resume=resume,
         in_doubt=InDoubt(settings.in_doubt),
     )
+
+
+def build_sources(settings: Settings) -> dict[str, Source]:
+    """Who may post webhooks."""
+    secrets = settings.webhook_secrets.items()
+    return open_sources({name: [secret.reveal() for secret in listed] for name, listed in secrets})
+
+
+def build_webhooks(
+    settings: Settings, declared: Declared, enqueue: Callable[[Message[None]], Any], clock: Clock
+) -> Starlette:
+    """The receiver of webhooks; `SettingsError` when a source that a job waits for has no secret."""
+    try:
+        from workers.webhooks.app import Receiver, build_app  # noqa: PLC0415 - an extra, imported when asked for
+    except ImportError as error:
+        raise MissingExtra("web", "the receiver of webhooks") from error
+    sources = build_sources(settings)
+    for name in sorted(declared.sources - sources.keys()):
+        raise SettingsError(f"IDEM_{name.upper()}_WEBHOOK_SECRET is not set, and a job waits for events of {name}")
+    receiver = Receiver(
+        sources,
+        declared,
+        enqueue,
+        clock=clock,
+        tolerance_seconds=settings.webhook_tolerance_seconds,
+        most_bytes=int(settings.webhook_bytes),
+    )
+    return build_app(receiver)
 
 
 def build_broker(settings: Settings) -> AnyBroker:

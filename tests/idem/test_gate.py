@@ -210,6 +210,26 @@ class TestPause:
         assert attempt(gate, Accepted("id")) == 0.0
         assert cells.counted["swap"] == 0
 
+    def test_of_several_calls_in_one_turn_trouble_is_remembered(self, cells: CountedCells, clock: FakeClock) -> None:
+        """A request with many emails, or what goes by itself after it: an acceptance does not hide a limit."""
+        gate = make_gate(cells, clock)
+        gate.enter()
+        for outcome in (Accepted("id"), LIMITED, DOWN, Accepted("id")):
+            gate.heed("fake", "k", outcome)
+        gate.leave()
+
+        assert attempt(gate, Accepted("id")) > 0
+
+    def test_what_another_provider_says_is_not_ours(self, cells: CountedCells, clock: FakeClock) -> None:
+        gate = make_gate(cells, clock, Rate(1, 2))
+        for _ in range(5):
+            assert gate.enter() == 0.0
+            gate.heed("other", "k", LIMITED)
+            gate.leave()
+
+        assert gate.look().pause is None
+        assert cells.counted["swap"] == 1, "nor is its turn used up"
+
     def test_a_limit_without_a_time_is_tried_by_one(self, cells: CountedCells, clock: FakeClock) -> None:
         gate = make_gate(cells, clock)
         attempt(gate, NotSent("HTTP 429", limited=True))

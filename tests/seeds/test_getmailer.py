@@ -92,5 +92,5 @@ def test_keys_are_case_sensitive(play: Play) -> None:
 
 def test_the_pause_of_a_rate_limit_is_in_the_body(play: Play) -> None:
     play.fault("429")
-    assert play.send(EMAIL, KEY) == NotSent("HTTP 429: Rate limit exceeded", retry_after=1.0, burnt=True)
+    assert play.send(EMAIL, KEY) == NotSent("HTTP 429: Rate limit exceeded", retry_after=1.0, burnt=True, limited=True)
     assert isinstance(play.send(EMAIL, KEY), Accepted)

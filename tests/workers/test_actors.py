@@ -20,6 +20,7 @@ from dramatiq.middleware import Interrupt, Shutdown, TimeLimitExceeded
 from dramatiq.threading import raise_thread_exception
 
 from idem import Email, State
+from idem.bulk import Group, Ready
 from idem.clock import SystemClock
 from idem.errors import BrokerUnavailable, JobError
 from idem.outcome import NotSent
@@ -139,6 +140,18 @@ class TestGate:
         assert stage.send(make_email(), "k") == Acknowledge()
         assert stage.state("k") is State.SENT
         assert len(sandbox.accepted()) == 1
+
+    def test_of_a_request_with_many_emails_any_in_doubt_counts(self, stage: Stage, sandbox: Sandbox) -> None:
+        """The first email of the message is long settled, another one is in doubt: its window counts."""
+        stage.send(make_email(1), "settled")
+        sandbox.order("accept_then_drop", times=1)
+        stage.send(make_email(2), "unsure")
+        due = stage.app.ledger.passes_at("unsure")
+        assert due is not None
+
+        group = Group((Ready("settled", make_email(1)), Ready("new", make_email(3)), Ready("unsure", make_email(2))))
+
+        assert stage.performer._shortened(group, 1e9) <= due - time.time() + 1
 
     def test_an_unreachable_provider_leaves_it_in_doubt_after_the_last_replay(
         self, environ: dict[str, str], tmp_path: Path, sandbox: Sandbox

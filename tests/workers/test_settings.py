@@ -294,6 +294,7 @@ class TestSecrets:
             {
                 "IDEM_LETTERMINT_TOKEN": _CANARY,
                 "IDEM_BROKER_URL": f"redis://user:{_CANARY}@localhost/0",
+                "IDEM_STRIPE_EU_WEBHOOK_SECRET": f"{_CANARY}, {_CANARY}",
             }
         )
         written = [
@@ -308,6 +309,7 @@ class TestSecrets:
 
         assert not [text for text in written if _CANARY in text]
         assert settings.credentials["lettermint"].token.reveal() == _CANARY
+        assert [secret.reveal() for secret in settings.webhook_secrets["stripe_eu"]] == [_CANARY, _CANARY]
         assert "localhost/0" in repr(settings)
 
     def test_a_secret_says_only_whether_it_is_set(self) -> None:
@@ -316,3 +318,12 @@ class TestSecrets:
     def test_a_missing_token_is_named(self) -> None:
         with pytest.raises(SettingsError, match="IDEM_LETTERMINT_TOKEN is not set"):
             wiring.build_provider(_load({"IDEM_LETTERMINT_TOKEN": ""}))
+
+    @pytest.mark.parametrize("value", ["", ",", "one,", "one two", "sécret"])
+    def test_what_is_no_webhook_secret(self, value: str) -> None:
+        with pytest.raises(SettingsError, match="IDEM_STRIPE_WEBHOOK_SECRET in the environment is not one secret"):
+            _load({"IDEM_STRIPE_WEBHOOK_SECRET": value})
+
+    def test_a_webhook_secret_of_nobody(self) -> None:
+        with pytest.raises(SettingsError, match="did you mean IDEM_STRIPE_WEBHOOK_SECRET"):
+            _load({"IDEM_STRPE_WEBHOOK_SECRET": "secret"})

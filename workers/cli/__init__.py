@@ -21,7 +21,7 @@ from workers.telemetry import describe_error
 _COMMANDS = {
     "dead": ("dead", "Look into the dead letters; requeue or drop them."),
     "demo": ("demo", "Send 500 emails through faults and kills, and count what arrived."),
-    "doctor": ("doctor", "Check settings, ledger, broker and provider before they are needed."),
+    "doctor": ("doctor", "Check settings, ledger, broker and provider."),
     "enqueue": ("enqueue", "Enqueue the emails of JSONL, CSV and .eml files."),
     "explain": ("records", "Show what is known about one key."),
     "init": ("init", "Prepare this directory: settings, ledger and queue."),
@@ -30,7 +30,10 @@ _COMMANDS = {
     "resolve": ("resolve", "Say what became of an email in doubt."),
     "list": ("records", "List the records in one state."),
     "sandbox": ("sandbox", "Serve the providers' APIs locally, with faults and an inbox."),
+    "schedule": ("schedule", "Show, run, pause and backfill schedules."),
+    "scheduler": ("scheduler", "Enqueue what is scheduled, when it is due."),
     "status": ("records", "Count what waits in the queue and what the ledger holds."),
+    "webhooks": ("webhooks", "Receive other services' events and enqueue their jobs."),
     "worker": ("worker", "Send what is enqueued."),
 }
 

@@ -11,6 +11,7 @@ from workers import wiring
 from workers.app import App
 from workers.cli.records import describe_pace, pace_sentence
 from workers.settings import Settings
+from workers.webhooks.sources import Source
 
 
 @click.command("doctor")
@@ -23,6 +24,7 @@ def doctor_command() -> int:
         "ledger": lambda: app.ledger.check(),  # noqa: PLW0108
         "broker": lambda: app.broker.check(),  # noqa: PLW0108
         "provider": lambda: [*_provider(app.settings), *_pace(app)],
+        "webhooks": lambda: _webhooks(app.settings),
     }
     try:
         # All of them, so that everything can be mended at once.
@@ -58,6 +60,19 @@ def _provider(settings: Settings) -> Sequence[str]:
     token = "a token is set" if contract.needs_token else "needs no token"
     keys = "keys" if contract.key is not None else "no keys"
     return (f"{contract.title}: {token}; {keys} as of {contract.checked}, {contract.source}",)
+
+
+def _webhooks(settings: Settings) -> Sequence[str]:
+    """Who may post, with how many secrets each; nothing where nobody may."""
+    return [f"/{name}: {source.scheme.title}, {_secrets(len(source.keys))}" for name, source in _sources(settings)]
+
+
+def _sources(settings: Settings) -> Sequence[tuple[str, Source]]:
+    return sorted(wiring.build_sources(settings).items())
+
+
+def _secrets(count: int) -> str:
+    return "a secret is set" if count == 1 else f"{count} secrets are set"
 
 
 def _pace(app: App) -> Sequence[str]:

@@ -8,7 +8,7 @@ import click
 
 from idem.errors import SettingsError
 from workers.app import App
-from workers.settings import PROVIDERS, SETTINGS, Settings
+from workers.settings import SETTINGS, Settings
 from workers.wiring import contract_of
 
 _FILE = "idem.toml"
@@ -31,7 +31,7 @@ def init_command() -> None:
         click.echo(f"{_FILE} is there already; it stays as it is")
     else:
         try:
-            path.write_text(_template(), encoding="utf-8")
+            path.write_text(_template(Settings.load().provider), encoding="utf-8")
         except OSError as error:
             raise SettingsError(f"{_FILE} cannot be written ({error.strerror}): go to a directory of yours") from error
         click.echo(f"wrote {_FILE}: every setting, with its default")
@@ -47,17 +47,18 @@ def init_command() -> None:
         click.echo(f"  {sentence}")
     for sentence in queue:
         click.echo(f"the queue is ready: {sentence}")
-    click.echo(f"next: put the provider's token into IDEM_{app.settings.provider.upper()}_TOKEN, then run idem worker")
+    provider = app.settings.provider
+    token = f"put the provider's token into IDEM_{provider.upper()}_TOKEN, then " * contract_of(provider).needs_token
+    click.echo(f"next: {token}run idem worker")
 
 
-def _template() -> str:
+def _template(provider: str) -> str:
     lines = ["# Settings of idem-workers. The environment wins: lease_seconds here is IDEM_LEASE_SECONDS there.", ""]
     for name, default, meaning in SETTINGS:
         example = _EXAMPLES.get(name, contract_of(Settings().provider).window_seconds)
         given = example if default is None else default
         value = f'"{given}"' if isinstance(given, str) else f"{given:.10g}"
         lines += [f"# {meaning}", f"# {name.removeprefix('IDEM_').lower()} = {value}", ""]
-    for provider in PROVIDERS:
-        lines += [f"[{provider}]", "# Better in the environment than in a file.", '# token = ""']
-        lines += [f'# base_url = "{contract_of(provider).base_url}"', ""]
+    lines += [f"[{provider}]", "# Better in the environment than in a file.", '# token = ""']
+    lines += [f'# base_url = "{contract_of(provider).base_url}"', ""]
     return "\n".join(lines)

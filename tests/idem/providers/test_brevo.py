@@ -169,7 +169,9 @@ def test_the_outcome_table() -> None:
         assert isinstance(gate, Rejected)
         assert gate.ground is Ground.GATE
     for status in (400, 402, 403):
-        assert say(status, "not_enough_credits") == NotSent(f"HTTP {status}: not_enough_credits no", 900.0)
+        assert say(status, "not_enough_credits") == NotSent(
+            f"HTTP {status}: not_enough_credits no", 900.0, limited=True
+        )
     for status, code in ((401, "unauthorized"), (400, "unauthorized"), (401, "")):
         wrong = say(status, code)
         assert isinstance(wrong, NotSent)

@@ -184,7 +184,9 @@ def test_the_outcome_table() -> None:
     sandboxed = outcome(CONTRACT, answer(403, {"message": "Sandbox subdomains are for test purposes only."}))
     assert isinstance(sandboxed, Rejected)
     assert sandboxed.ground is Ground.GATE
-    assert outcome(CONTRACT, answer(429, {"message": "slow"}, retry_after="9")) == NotSent("HTTP 429: slow", 9.0)
+    assert outcome(CONTRACT, answer(429, {"message": "slow"}, retry_after="9")) == NotSent(
+        "HTTP 429: slow", 9.0, limited=True
+    )
     assert isinstance(outcome(CONTRACT, answer(404, {"message": "Domain not found: shop.example"})), NotSent)
     assert isinstance(outcome(CONTRACT, answer(413, {"message": "too large"})), Rejected)
 

@@ -95,7 +95,7 @@ def test_what_it_cannot_express_is_refused(parts: dict[str, object], field: str)
         (422, error(422, "invalid"), REPLAYED, Rejected("HTTP 422: invalid", replayed=True)),
         (403, error(403, "forbidden", "The domain is not verified"), {}, Ground.GATE),
         (401, error(401, "unauthorized"), {}, NotSent("HTTP 401: unauthorized", credentials=True, burnt=True)),
-        (429, error(429, "wait"), {"retry_after": "7"}, NotSent("HTTP 429: wait", 7.0, burnt=True)),
+        (429, error(429, "wait"), {"retry_after": "7"}, NotSent("HTTP 429: wait", 7.0, burnt=True, limited=True)),
         (429, error(429, "quota"), REPLAYED, NotSent("HTTP 429: quota", burnt=True, replayed=True)),
         (402, error(402, "quota"), REPLAYED, NotSent("HTTP 402: quota", burnt=True, replayed=True)),
         (500, error(500, "internal"), {}, Unknown),

@@ -162,7 +162,7 @@ def test_what_was_not_sent() -> None:
     assert isinstance(token, NotSent)
     assert token.credentials
     credit = say(422, 405, "Not allowed to send")
-    assert credit == NotSent("HTTP 422: 405 Not allowed to send", retry_after=900.0)
+    assert credit == NotSent("HTTP 422: 405 Not allowed to send", retry_after=900.0, limited=True)
     assert isinstance(say(429, 429, "Rate Limit Exceeded"), NotSent)
     assert isinstance(say(404, None), NotSent)
 

@@ -100,9 +100,9 @@ def test_fifty_in_to_and_more_in_copy_are_taken() -> None:
         (401, error(401, "restricted_api_key"), NotSent("HTTP 401: restricted_api_key", credentials=True)),
         (403, error(403, "invalid_api_key"), NotSent("HTTP 403: invalid_api_key", credentials=True)),
         (403, error(403, "validation_error", "The x.com domain is not verified"), Ground.GATE),
-        (429, error(429, "rate_limit_exceeded"), NotSent("HTTP 429: rate_limit_exceeded")),
-        (429, error(429, "daily_quota_exceeded"), NotSent("HTTP 429: daily_quota_exceeded", 3_600.0)),
-        (429, error(429, "monthly_quota_exceeded"), NotSent("HTTP 429: monthly_quota_exceeded", 3_600.0)),
+        (429, error(429, "rate_limit_exceeded"), NotSent("HTTP 429: rate_limit_exceeded", limited=True)),
+        (429, error(429, "daily_quota_exceeded"), NotSent("HTTP 429: daily_quota_exceeded", 3_600.0, limited=True)),
+        (429, error(429, "monthly_quota_exceeded"), NotSent("HTTP 429: monthly_quota_exceeded", 3_600.0, limited=True)),
         (451, error(451, "security_error"), Ground.GATE),
         (451, b"<html>", Unknown),
         (500, error(500, "application_error"), Unknown),
@@ -115,7 +115,7 @@ def test_the_outcome_table(status: int, body: object, expected: Expected) -> Non
 
 def test_what_a_quota_says_itself_counts() -> None:
     found = answers.say(CONTRACT, 429, error(429, "daily_quota_exceeded"), retry_after="60")
-    assert found == NotSent("HTTP 429: daily_quota_exceeded", 60.0)
+    assert found == NotSent("HTTP 429: daily_quota_exceeded", 60.0, limited=True)
 
 
 def test_a_batch_is_one_effect_under_one_key() -> None:

@@ -467,7 +467,7 @@ def test_only_what_has_ended_without_doubt_expires(server: Server, store: RedisS
     with server.client() as client:
         for state in State:
             left = client.pttl(name_of(client, f"record:{state}"))
-            if state in {State.SENT, State.REJECTED, State.SPLIT}:
+            if state in {State.SENT, State.REJECTED, State.DROPPED, State.SPLIT}:
                 assert 90 * days - 60_000 <= left <= 91 * days
             else:
                 assert left == -1

@@ -21,10 +21,23 @@ def test_what_is_well_is_said_in_a_line_each(run_idem: RunIdem) -> None:
         ["ok", "settings"],
         ["ok", "ledger"],
         ["ok", "broker"],
-        ["ok", "broker"],
         ["ok", "provider"],
     ]
     assert "HTTP timeout 1 s < lease 2 s" in ran.out
+
+
+def test_who_may_post_webhooks_is_said(call_idem: RunIdem) -> None:
+    secrets = {
+        "IDEM_STRIPE_WEBHOOK_SECRET": "whsec_first,whsec_second",
+        "IDEM_HMAC_BILLING_WEBHOOK_SECRET": "canary-one",
+    }
+    ran = call_idem("doctor", env=secrets)
+
+    assert ran.status == 0
+    assert "webhooks  /stripe: Stripe, 2 secrets are set" in ran.out
+    assert "webhooks  /hmac_billing: HMAC, a secret is set" in ran.out
+    assert "canary" not in ran.out
+    assert call_idem("doctor", env={"IDEM_STANDARD_WEBHOOK_SECRET": "not Base64"[:3]}).status == 1
 
 
 def test_everything_that_fails_is_said_at_once(run_idem: RunIdem, tmp_path: Path) -> None:

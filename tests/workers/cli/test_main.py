@@ -13,7 +13,10 @@ from tests.workers.parts import RunIdem, StartIdem, wait_for
 from workers.cli import run
 from workers.process import idem_command
 
-_COMMANDS = ["dead", "demo", "doctor", "enqueue", "explain", "init", "list", "sandbox", "status", "worker"]
+_COMMANDS = [
+    "dead", "demo", "doctor", "enqueue", "explain", "init", "list", "reconcile", "reopen", "resolve", "sandbox",
+    "schedule", "scheduler", "status", "worker",
+]  # fmt: skip
 
 
 def test_help_lists_every_command(call_idem: RunIdem) -> None:

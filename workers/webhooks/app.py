@@ -1,0 +1,124 @@
+"""The receiver, as an ASGI application: `POST /<source>`, answered 2xx only once the broker has every job of the event.
+
+200  the event's jobs are enqueued, or no job waits for its type; a second delivery is answered the same
+4xx  it is not genuine, not complete, or not ours: nothing was done
+503  the broker does not answer: the sender is to try again
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from dramatiq import Message
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from idem.clock import Clock
+from idem.errors import BrokerError, IdemError
+from workers.webhooks.declared import Declared
+from workers.webhooks.delivery import Delivery, Refused
+from workers.webhooks.event import Event
+from workers.webhooks.signatures import Tolerance
+from workers.webhooks.sources import Source
+
+_log = logging.getLogger("idem.webhooks")
+
+#: Senders wait for 5 s (Shopify) to 30 s; who takes longer to post holds a connection for nothing.
+_READ_SECONDS: Final = 10.0
+_RETRY_AFTER: Final = {"Retry-After": "10"}
+
+
+class Receiver:
+    """Verifies deliveries and enqueues what was declared for them. Shares nothing with another receiver."""
+
+    def __init__(  # noqa: PLR0913 - each is one thing that a deployment or a test decides
+        self,
+        sources: Mapping[str, Source],
+        declared: Declared,
+        enqueue: Callable[[Message[None]], Any],
+        *,
+        clock: Clock,
+        tolerance_seconds: float,
+        most_bytes: int,
+    ) -> None:
+        self._sources = sources
+        self._declared = declared
+        self._enqueue = enqueue
+        self._clock = clock
+        self._tolerance_seconds = tolerance_seconds
+        self._most_bytes = most_bytes
+        #: What became of deliveries, by source and in a word each.
+        self.counts: Counter[tuple[str, str]] = Counter()
+
+    async def receive(self, request: Request) -> Response:
+        """`POST /<source>`."""
+        name = request.path_params["source"]
+        source = self._sources.get(name)
+        if source is None:
+            self.counts["?", "refused"] += 1
+            return _answer(404, "no such source here")
+        try:
+            body = await _read(request, self._most_bytes)
+            now = Tolerance(self._clock.now(), self._tolerance_seconds)
+            event = source.open(Delivery.of(request.scope["headers"], body), now)
+            return await self._take(event)
+        except Refused as refused:
+            self.counts[name, "refused"] += 1
+            _log.info("a delivery to /%s is refused: %s", name, refused.reason)
+            return _answer(refused.status, refused.reason)
+
+    async def _take(self, event: Event) -> Response:
+        try:
+            messages = self._declared.messages(event)
+            # The broker's client blocks until the server has synced.
+            enqueued = bool(messages) and await run_in_threadpool(self._enqueue_all, messages)
+        except BrokerError as error:
+            self.counts[event.source, "put off"] += 1
+            _log.error("an event of %s is put off: %s", event.source, error)
+            return Response("try again\n", 503, _RETRY_AFTER)
+        except IdemError as error:
+            raise Refused(422, f"the event cannot be enqueued: {error}") from error
+        self.counts[event.source, "enqueued" if enqueued else "ignored"] += 1
+        return Response(status_code=200)
+
+    def _enqueue_all(self, messages: list[Message[None]]) -> bool:
+        """One after the other: where one fails the sender posts again, and the keys take care of those before it."""
+        for message in messages:
+            self._enqueue(message)
+        return True
+
+
+def build_app(receiver: Receiver) -> Starlette:
+    """The application; `app.state.receiver` has the counts."""
+    app = Starlette(routes=[Route("/{source}", receiver.receive, methods=["POST"])])
+    app.router.redirect_slashes = False
+    app.state.receiver = receiver
+    return app
+
+
+async def _read(request: Request, most_bytes: int) -> bytes:
+    """The raw body, or `Refused` as soon as it is known to be too much."""
+    announced = request.headers.get("content-length", "0")
+    if announced.isascii() and announced.isdigit() and (len(announced) > 12 or int(announced) > most_bytes):  # noqa: PLR2004 - digits, before `int` reads them
+        raise Refused(413, f"a body has at most {most_bytes} bytes")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_READ_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > most_bytes:
+                    raise Refused(413, f"a body has at most {most_bytes} bytes")
+    except (TimeoutError, ClientDisconnect):
+        raise Refused(408, "the body did not come") from None
+    return bytes(body)
+
+
+def _answer(status: int, reason: str) -> Response:
+    return Response(f"{reason}\n", status, media_type="text/plain")
