@@ -545,9 +545,13 @@ class Stage:
         return Counter(found)
 
     def stop(self) -> None:
-        for worker in self._workers:
-            if worker.workers:
-                worker.stop(5_000)
+        # Together, as each waits for the question that it has just asked.
+        running = [worker for worker in self._workers if worker.workers]
+        stopping = [threading.Thread(target=worker.stop, args=(5_000,)) for worker in running]
+        for thread in stopping:
+            thread.start()
+        for thread in stopping:
+            thread.join()
 
 
 class BrokerContract(_Deliveries, _Accidents, _DeadLetters, _Once):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 import uuid
 
 import pytest
@@ -12,12 +13,23 @@ from tests.workers.brokers.sqs.parts import client
 from workers.brokers.sqs import Client, Names, SqsBroker
 from workers.brokers.sqs.bodies import LARGEST
 from workers.brokers.sqs.broker import _Consumer
-from workers.brokers.sqs.queue import BATCH
+from workers.brokers.sqs.queue import BATCH, Queue
 from workers.brokers.sqs.settling import Limits
+from workers.brokers.sqs.wire import Delivery
 from workers.jobs import QUEUE
 
 #: SQS counts in whole seconds.
 VISIBILITY_SECONDS = 2.0
+
+
+class _ShortPolls(Queue):
+    """Asks often in place of waiting for long, so that a worker of a test stops at once; others see no difference."""
+
+    def receive(self, most: int, *, hidden_seconds: int, wait_seconds: int) -> list[Delivery]:
+        found = super().receive(most, hidden_seconds=hidden_seconds, wait_seconds=0)
+        if not found and wait_seconds:
+            time.sleep(0.02)
+        return found
 
 
 class SqsHarness:
@@ -37,6 +49,7 @@ class SqsHarness:
         # What was said is done at once, and not with what others say in the next second.
         limits = Limits(linger_seconds=0.0)
         broker = SqsBroker(self._client, self._names, visibility_seconds=VISIBILITY_SECONDS, limits=limits)
+        broker.jobs = _ShortPolls(self._client, self._names.jobs)
         broker.declare_queue(QUEUE)
         self._opened.append(broker)
         return broker
@@ -80,7 +93,7 @@ class SqsHarness:
     def refuse(self) -> None:
         nobody = Client("sqs", services.REGION, "http://127.0.0.1:9")
         for broker in self._opened:
-            for queue in (broker.jobs, broker.dead):
+            for queue in (broker.jobs, broker.jobs_sender._queue, broker.dead):
                 queue._client = nobody
 
     def close(self) -> None:

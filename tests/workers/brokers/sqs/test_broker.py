@@ -13,7 +13,15 @@ import pytest
 from idem.bulk import Ready
 from idem.errors import BrokerError
 from tests import services
-from tests.workers.brokers.sqs.parts import VISIBILITY_SECONDS, Proxy, Side, bucket, on_two_emulators, opened
+from tests.workers.brokers.sqs.parts import (
+    VISIBILITY_SECONDS,
+    Proxy,
+    Side,
+    bucket,
+    on_the_other_emulator,
+    on_two_emulators,
+    opened,
+)
 from tests.workers.parts import make_email, wait_for
 from workers.brokers.base import UNSAID_SECONDS, Acknowledge, Bury, Retry
 from workers.brokers.sqs import Names
@@ -22,7 +30,7 @@ from workers.brokers.sqs.settling import Limits
 from workers.jobs import ACTOR, QUEUE, Call, email_message, read_message
 
 
-@on_two_emulators
+@on_the_other_emulator
 class TestSettling:
     def test_an_acknowledged_message_is_gone(self, side: Side) -> None:
         side.enqueue()
@@ -80,8 +88,8 @@ class TestSettling:
         assert side.counts() == (0, 0, 0, 1)
 
 
-@on_two_emulators
 class TestVisibility:
+    @on_two_emulators
     def test_a_message_stays_hidden_while_it_is_in_hand(self, side: Side) -> None:
         """Prefetched ones too: nobody else gets either for longer than the timeout."""
         side.enqueue(1)
@@ -94,6 +102,7 @@ class TestVisibility:
         side.end(side.take(), Acknowledge())
         assert side.counts() == (0, 0, 0, 0)
 
+    @on_the_other_emulator
     def test_what_a_dead_process_had_is_seen_by_another(self, side: Side) -> None:
         sent = side.enqueue()
         side.take()
@@ -105,6 +114,7 @@ class TestVisibility:
 
             assert (again.message_id, again.options) == (sent.message_id, {"tries": 1})
 
+    @on_the_other_emulator
     def test_a_message_that_somebody_else_has_by_now_is_no_obstacle(self, side: Side) -> None:
         """By a receipt that is stale, neither a delete nor anything else stalls, or takes it from the other one."""
         sent = side.enqueue()
@@ -136,8 +146,8 @@ class TestDelays:
     def test_a_delay_longer_than_sqs_has_is_chained_and_not_early(self, proxy: Proxy) -> None:
         """No hop counts as a try, and every one of them is a new message, which SQS does not let age."""
         with opened(proxy.endpoint, limits=Limits(longest_delay_seconds=1, linger_seconds=0.0)) as side:
-            due = time.time() + 3.2
-            sent = side.enqueue(delay=3200)
+            due = time.time() + 2.2
+            sent = side.enqueue(delay=2200)
 
             message = side.take()
 
@@ -147,7 +157,7 @@ class TestDelays:
             side.end(message, Acknowledge())
             assert side.counts() == (0, 0, 0, 0)
 
-    @on_two_emulators
+    @on_the_other_emulator
     def test_a_delay_is_kept_by_sqs(self, side: Side) -> None:
         due = time.time() + 1.2
         side.enqueue(delay=1200)
@@ -158,10 +168,10 @@ class TestDelays:
         assert time.time() >= due
 
     def test_a_retry_longer_than_sqs_can_hide_is_sent_anew(self, endpoint: str) -> None:
-        with opened(endpoint, limits=Limits(linger_seconds=0.0, longest_hidden_seconds=2.0)) as side:
+        with opened(endpoint, limits=Limits(linger_seconds=0.0, longest_hidden_seconds=1.0)) as side:
             sent = side.enqueue()
-            due = time.time() + 4
-            side.end(side.take(), Retry(4.0))
+            due = time.time() + 2
+            side.end(side.take(), Retry(2.0))
             assert side.counts() == (0, 1, 0, 0)
 
             again = side.take()
@@ -171,8 +181,8 @@ class TestDelays:
 
     def test_a_hop_that_cannot_be_sent_stays_where_it_is(self, proxy: Proxy) -> None:
         with opened(proxy.endpoint, limits=Limits(longest_delay_seconds=1, linger_seconds=0.0)) as side:
-            sent = side.enqueue(delay=3000)
-            due = time.time() + 2.9
+            sent = side.enqueue(delay=2000)
+            due = time.time() + 1.9
             proxy.answer("SendMessageBatch", lambda _: {"status": 503, "json": {"__type": "ServiceUnavailable"}})
 
             message = side.take()
@@ -465,9 +475,9 @@ class TestFifo:
             assert side.take().message_id == sent[1].message_id
 
     def test_delays_and_burials(self, endpoint: str, names: Names) -> None:
-        with opened(endpoint, names, limits=Limits(linger_seconds=0.0, longest_hidden_seconds=2.0)) as side:
-            due = time.time() + 3
-            side.enqueue(1, delay=3000)
+        with opened(endpoint, names, limits=Limits(linger_seconds=0.0, longest_hidden_seconds=1.0)) as side:
+            due = time.time() + 2
+            side.enqueue(1, delay=2000)
             message = side.take()
             assert time.time() >= due
             side.end(message, Bury("no"))
@@ -486,7 +496,7 @@ class TestFifo:
                 first = second
 
 
-@on_two_emulators
+@on_the_other_emulator
 class TestShutdown:
     def test_what_was_not_begun_is_handed_back_and_deletes_are_done(self, endpoint: str) -> None:
         with opened(endpoint, limits=Limits(linger_seconds=60.0)) as side:

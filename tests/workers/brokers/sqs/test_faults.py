@@ -85,7 +85,10 @@ class TestSends:
 
         assert [len(asked["Entries"]) for action, asked in proxy.requests if action == "SendMessageBatch"] == [3, 3, 1]
 
-    def test_a_burial_that_cannot_be_sent_is_tried_again(self, proxy: Proxy, faulty: Side) -> None:
+    def test_a_burial_that_cannot_be_sent_is_tried_again(
+        self, proxy: Proxy, faulty: Side, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("workers.brokers.sqs.settling.UNSAID_SECONDS", 1.0)
         faulty.enqueue()
         message = faulty.take()
         proxy.answer("SendMessageBatch", _UNAVAILABLE)
