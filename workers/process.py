@@ -39,7 +39,7 @@ def work(app: App, *, threads: int, until_empty: bool) -> int:
     """
     performer = app.performer()
     app.ledger.check()
-    app.broker.backlog()
+    app.broker.check()
     worker = dramatiq.Worker(app.broker, worker_threads=threads, worker_timeout=_IDLE_MS)
     with _stop_signals() as stop, looking_after(app):
         worker.start()
@@ -57,7 +57,7 @@ def work(app: App, *, threads: int, until_empty: bool) -> int:
 
 def _is_empty(app: App) -> bool:
     try:
-        return app.broker.backlog().pending == 0
+        return app.broker.is_empty()
     except BrokerUnavailable:
         return False
 

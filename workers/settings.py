@@ -71,7 +71,8 @@ class Settings:
     broker_url: str = _setting(
         "embedded://.idem",
         "BROKER_URL",
-        "where jobs wait: `embedded://DIR` starts a Valkey server in that directory, `redis://host:port/db` uses yours",
+        "where jobs wait: `embedded://DIR` starts a Valkey server in that directory, `redis://host:port/db` uses yours,"
+        " `sqs://REGION/PREFIX` is Amazon SQS",
     )
     ledger_url: str = _setting(
         "sqlite:///.idem/ledger.db",
@@ -79,10 +80,12 @@ class Settings:
         "where records are kept: `sqlite:///PATH`, `dynamodb://REGION/TABLE`, `redis://host:port/db`",
     )
     aws_endpoint_url: str | None = _setting(
-        None, "AWS_ENDPOINT_URL", "another endpoint for DynamoDB and S3, such as DynamoDB Local's"
+        None, "AWS_ENDPOINT_URL", "another endpoint for DynamoDB, SQS and S3, such as an emulator's"
     )
     bodies_bucket: str | None = _setting(
-        None, "BODIES_BUCKET", "an S3 bucket for emails built in the worker that are too large for a DynamoDB item"
+        None,
+        "BODIES_BUCKET",
+        "an S3 bucket for what is too large for a DynamoDB item (320 KB) or an SQS message (1 MiB)",
     )
     retention_seconds: float = _setting(
         7_776_000.0, "RETENTION_SECONDS", "how long DynamoDB and Redis keep the record of an email that has ended"

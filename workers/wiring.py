@@ -24,6 +24,10 @@ from workers.settings import Settings
 
 if TYPE_CHECKING:
     from workers.brokers.redis import RedisBroker
+    from workers.brokers.sqs import SqsBroker
+
+    #: What dramatiq's worker takes, and the rest of the package.
+    AnyBroker = RedisBroker | SqsBroker
 
 
 class LedgerStore(Store, Cells, Protocol):
@@ -219,11 +223,15 @@ def build_reconciler(settings: Settings, ledger: Ledger, clock: Clock, resume: C
     )
 
 
-def build_broker(settings: Settings) -> RedisBroker:
+def build_broker(settings: Settings) -> AnyBroker:
     """The broker that `IDEM_BROKER_URL` names; nothing is connected or started before it is used."""
     scheme, _, rest = settings.broker_url.partition("://")
+    if scheme == "sqs" and rest:
+        return _sqs_broker(settings, rest)
     if scheme.partition("+")[0] not in {"embedded", "redis", "rediss"} or not rest:
-        raise SettingsError("IDEM_BROKER_URL names no broker: write embedded://DIR or redis://host:port/db")
+        raise SettingsError(
+            "IDEM_BROKER_URL names no broker: write embedded://DIR, redis://host:port/db or sqs://REGION/PREFIX"
+        )
     try:
         from workers.brokers.embedded import EmbeddedBroker  # noqa: PLC0415 - an extra, imported when asked for
         from workers.brokers.redis import RedisBroker  # noqa: PLC0415 - the same
@@ -234,3 +242,18 @@ def build_broker(settings: Settings) -> RedisBroker:
     if scheme == "embedded":
         return EmbeddedBroker(Path(rest), namespace=namespace, visibility_seconds=visibility_seconds)
     return RedisBroker(connect(settings.broker_url), namespace=namespace, visibility_seconds=visibility_seconds)
+
+
+def _sqs_broker(settings: Settings, place: str) -> SqsBroker:
+    try:
+        from workers.brokers.sqs import Bucket, Client, Names, SqsBroker  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise MissingExtra("sqs", "the broker (IDEM_BROKER_URL=sqs://...)") from error
+    names, bucket = Names.parse(place), settings.bodies_bucket
+    endpoint = settings.aws_endpoint_url
+    return SqsBroker(
+        Client("sqs", names.region, endpoint),
+        names,
+        visibility_seconds=settings.visibility_seconds,
+        bucket=None if bucket is None else Bucket(Client("s3", names.region, endpoint), bucket),
+    )

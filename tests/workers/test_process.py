@@ -27,6 +27,7 @@ from tests.workers.parts import (
 )
 from workers import App, Settings
 from workers.brokers.base import Backlog
+from workers.brokers.redis import RedisBroker
 from workers.process import load_app
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -339,7 +340,9 @@ def _parent_at_work(app: App, start_idem: StartIdem) -> tuple[Running, list[int]
     """A parent with two children that work: each has been seen by the broker."""
     parent = start_idem("worker", "--processes", "2")
     wait_for(lambda: len(children_of(parent.pid)) == 2)
-    wait_for(lambda: app.broker.link.nodes()[0].zcard(f"{app.broker.namespace}:__heartbeats__") == 2)
+    broker = app.broker
+    assert isinstance(broker, RedisBroker)
+    wait_for(lambda: broker.link.nodes()[0].zcard(f"{broker.namespace}:__heartbeats__") == 2)
     return parent, children_of(parent.pid)
 
 

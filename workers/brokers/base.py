@@ -29,6 +29,8 @@ class Retry:
 
     delay_seconds: float
     tried: bool = True
+    said: bool = True
+    """False where the actor said nothing: a mistake of ours, which may never end, or an interrupt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,14 @@ class JobBroker(Protocol):
         """How much there is to do."""
         ...
 
+    def is_empty(self) -> bool:
+        """Whether nothing is left to do; one that can only estimate says so once that has held for a while."""
+        ...
+
+    def create(self) -> Sequence[str]:
+        """Make what jobs need and is not there yet; says in sentences what there is now. For `idem init` alone."""
+        ...
+
     def dead_letters(self) -> Iterator[DeadLetter]:
         """The messages that were buried, the one longest buried first where the broker keeps an order."""
         ...
@@ -115,28 +125,33 @@ def dispose(message: Message[None] | MessageProxy, disposition: Disposition) -> 
 
 def disposition_of(message: MessageProxy) -> Disposition:
     """What was said about a message; what was not said is a retry."""
-    said: Disposition = message.__dict__.get(_DISPOSITION, Retry(UNSAID_SECONDS))
+    said: Disposition = message.__dict__.get(_DISPOSITION, Retry(UNSAID_SECONDS, said=False))
     return said
 
 
 def read_letter(  # noqa: PLR0913 - what a broker knows of a dead letter
     letter_id: str, payload: bytes, *, reason: str, buried_at: float | None, place: str, tries: int | None = None
 ) -> DeadLetter:
-    """A dead letter whose message is one of dramatiq's, or anything else: what cannot be read is None."""
+    """A dead letter whose message is one of dramatiq's, or anything else: what cannot be read is None.
+
+    `tries` is for a broker that counts them beside the message.
+    """
     message = _as_dict(payload)
     body = message.get("kwargs")
     body = body if isinstance(body, dict) else {}
     key = body.get("key", message.get("message_id"))
     job = "email" if body.get("email") is not None else body.get("job")
     options = message.get("options")
-    counted = options.get("tries", 0) if isinstance(options, dict) else tries
+    if tries is None and isinstance(options, dict):
+        counted = options.get("tries", 0)
+        tries = counted if type(counted) is int else None
     return DeadLetter(
         id=letter_id,
         reason=reason,
         buried_at=buried_at,
         key=key if isinstance(key, str) else None,
         job=job if isinstance(job, str) else None,
-        tries=counted if type(counted) is int else tries,
+        tries=tries,
         payload=payload,
         place=place,
     )

@@ -19,11 +19,10 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
-from typing import Annotated, Any, cast
+from typing import Any, cast
 from urllib.parse import quote
 
 import dramatiq
-import msgspec
 import redis
 from dramatiq import Message, Middleware
 from dramatiq.broker import Consumer, MessageProxy
@@ -33,12 +32,10 @@ from dramatiq.middleware import CurrentMessage
 from idem.errors import BrokerError
 from idem.privacy import redact
 from workers.brokers.base import Acknowledge, Backlog, Bury, DeadLetter, Retry, dispose, disposition_of, read_letter
+from workers.brokers.messages import InHand, decode
 from workers.brokers.servers import FAILURES, Link, durability, forbids, translate, translated
 
 _ID = "redis_message_id"
-
-#: More than any message can have had; a larger count is not ours.
-_MAX_TRIES = 1_000_000
 
 #: An idle worker looks at the queue this often although nobody woke it: a wake-up may have gone to one that was killed.
 _LOOK_SECONDS = 1.0
@@ -135,6 +132,14 @@ class RedisBroker(dramatiq.Broker):
         if any(forbidden):
             raise forbids(_text(next(filter(None, forbidden))))
         return found.statements
+
+    def is_empty(self) -> bool:
+        """See `JobBroker.is_empty`: one atomic reading is enough."""
+        return self.backlog().pending == 0
+
+    def create(self) -> Sequence[str]:
+        """See `JobBroker.create`: a Redis queue needs nothing."""
+        return ()
 
     def close(self) -> None:
         """Close the connections."""
@@ -290,13 +295,13 @@ class _Consumer(Consumer):
 
     def _hand_over(self, message_id: str, data: bytes) -> MessageProxy | None:
         try:
-            message = _decode(data, self._queue_name, message_id)
+            message = decode(data, self._queue_name, {_ID: message_id})
         except DecodeError:
             self._bury_undecodable(message_id, data)
             return None
         with self._broker.in_hand_changed:
             self._broker.in_hand.add(message_id)
-        return _InHand(message)
+        return InHand(message)
 
     def _bury_undecodable(self, message_id: str, data: bytes) -> None:
         """What cannot be decoded is kept as it came, among the dead letters."""
@@ -307,45 +312,6 @@ class _Consumer(Consumer):
         with self._broker.in_hand_changed:
             self._broker.in_hand.difference_update(message_ids)
             self._broker.in_hand_changed.notify_all()
-
-
-class _InHand(MessageProxy):
-    """A message that a worker has; dramatiq writes it into log lines, where no part of an email belongs."""
-
-    def __str__(self) -> str:
-        return str(self.message_id)
-
-    __repr__ = __str__
-
-
-class _Fields(msgspec.Struct):
-    """What a message must be before dramatiq's threads get it: what they do not expect, they do not survive."""
-
-    actor_name: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    options: dict[str, Any]
-    message_id: str
-    message_timestamp: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-
-
-# Made for what making it does: msgspec learns about the type now, and not in two threads at once (see stores.codec).
-_FIELDS_DECODER = msgspec.json.Decoder(_Fields)
-
-
-def _decode(data: bytes, queue_name: str, message_id: str) -> Message[None]:
-    """Read a message, on the queue that it was found in and with no option but the count of its tries.
-
-    Of the others, `eta` would copy the message without end, and `throws` would end the thread that performs it.
-    """
-    message: Message[None] = Message.decode(data)
-    try:
-        fields = msgspec.convert(message.asdict(), _Fields)
-    except msgspec.ValidationError as error:
-        raise DecodeError(str(error), data, error) from error
-    tries = fields.options.get("tries")
-    known = {"tries": tries} if type(tries) is int and 0 <= tries < _MAX_TRIES else {}
-    return dataclasses.replace(message, queue_name=queue_name, options={_ID: message_id, **known})
 
 
 def _untried(payload: bytes) -> bytes:

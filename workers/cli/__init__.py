@@ -24,7 +24,7 @@ _COMMANDS = {
     "doctor": ("doctor", "Check settings, ledger, broker and provider."),
     "enqueue": ("enqueue", "Enqueue the emails of JSONL, CSV and .eml files."),
     "explain": ("records", "Show what is known about one key."),
-    "init": ("init", "Prepare this directory: settings and ledger."),
+    "init": ("init", "Prepare this directory: settings, ledger and queue."),
     "reconcile": ("resolve", "Find out about emails in doubt, once."),
     "reopen": ("resolve", "Send a rejected email again, once its cause is mended."),
     "resolve": ("resolve", "Say what became of an email in doubt."),

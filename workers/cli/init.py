@@ -25,7 +25,7 @@ _EXAMPLES = {
 
 @click.command("init")
 def init_command() -> None:
-    """Write idem.toml with every setting and its default, and create the ledger. What is there already stays."""
+    """Write idem.toml with every setting and its default, and create the ledger and the queue. What is there stays."""
     path = Path(_FILE)
     if path.exists():
         click.echo(f"{_FILE} is there already; it stays as it is")
@@ -39,11 +39,14 @@ def init_command() -> None:
     try:
         known = app.ledger.create()
         app.ledger.check()
+        queue = app.broker.create()
     finally:
         app.close()
     click.echo(f"the ledger is ready: {app.settings.shown_ledger_url}")
     for sentence in known:
         click.echo(f"  {sentence}")
+    for sentence in queue:
+        click.echo(f"the queue is ready: {sentence}")
     provider = app.settings.provider
     token = f"put the provider's token into IDEM_{provider.upper()}_TOKEN, then " * contract_of(provider).needs_token
     click.echo(f"next: {token}run idem worker")

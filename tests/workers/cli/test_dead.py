@@ -13,6 +13,7 @@ import pytest
 from tests.workers.parts import RunIdem, Sandbox, Valkey, make_email, wait_for
 from workers import App, Settings
 from workers.brokers.base import Backlog, Bury, dispose
+from workers.brokers.redis import RedisBroker
 from workers.jobs import QUEUE, email_message
 
 
@@ -33,11 +34,17 @@ def _bury(app: App, key: str, reason: str) -> None:
 
 def _put(app: App, valkey: Valkey, message_id: bytes, data: bytes) -> None:
     """What anybody may write into the queue; the next look of a worker buries it."""
-    ready = f"{app.broker.namespace}:{QUEUE}"
+    ready = _ready(app)
     with valkey.client() as raw:
         raw.hset(f"{ready}.msgs", mapping={message_id: data})
         raw.rpush(ready, message_id)
     assert next(app.broker.consume(QUEUE, timeout=10)) is None
+
+
+def _ready(app: App) -> str:
+    """Where the server keeps what is ready."""
+    assert isinstance(app.broker, RedisBroker)
+    return f"{app.broker.namespace}:{QUEUE}"
 
 
 def _listed(call_idem: RunIdem, *args: str) -> Any:
@@ -197,7 +204,7 @@ class TestDrop:
 
         assert call_idem("dead", "drop", "bad", stdin="y\n").status == 0
         with valkey.client() as raw:
-            assert not raw.keys(f"{app.broker.namespace}:{QUEUE}.XQ*")
+            assert not raw.keys(f"{_ready(app)}.XQ*")
 
 
 def test_what_two_people_decide_at_once_happens_once(app: App) -> None:
