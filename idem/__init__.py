@@ -7,6 +7,8 @@ person can look up: sent, rejected, or in doubt. Nothing is lost, nothing is sen
     RETRY    ──claim──▶ SENDING             nothing was sent
     UNSURE   ──claim──▶ SENDING             same bytes, same key, while the provider remembers it
              ──claim──▶ IN_DOUBT            afterwards, and for a provider without keys
+    IN_DOUBT ──evidence──▶ SENT             a look-up, an event, a person, or a worker that was thought dead
+             ──resolve──▶ RETRY | DROPPED   it was not sent, or its job chose
     (absent) ──claim──▶ RENDERING ──freeze──▶ SENDING, or SPLIT into several emails
 
 The words, one meaning each: an **effect** is one email accepted by a provider. A **key** is the name of one intended

@@ -26,8 +26,9 @@ _log = logging.getLogger("idem.reconcile")
 
 #: Look-ups that have to show nothing.
 _ENOUGH = 2
-#: Records of one state that one run looks at.
-_LIMIT = 500
+#: Records of one state that one run looks at. What waits for a person stays at the head of the list, so that a smaller
+#: number would let it hide those that can be looked up.
+_LIMIT = 10_000
 
 
 class Step(StrEnum):

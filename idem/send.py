@@ -180,7 +180,14 @@ class Sender:
                 record = self._ledger.read(key)
                 if record is None or (record.body is None and not record.ended):
                     return None
-                return Intent(key, fingerprint=record.fingerprint, job=record.job)
+                return Intent(key, fingerprint=record.fingerprint, job=record.job, split=self._must_split(record))
+
+    def _must_split(self, record: Record) -> bool:
+        """Whether a range that was to go out as one request is to be sent when the provider takes it no more."""
+        if record.ended or record.job is not None or record.body is None:
+            return False
+        emails = bulk.decode(record.body)
+        return len(emails) > 1 and not bulk.takes(self._provider, emails)
 
     def _email(self, source: Source, claim: Claim) -> _Attempt | Record | Lost:
         """The email of this attempt: the message's, the frozen one, or one that is built and frozen now."""
@@ -219,7 +226,7 @@ class Sender:
         return self._ledger.split(claim, body, fingerprint(body), bulk.cut_for(self._provider, emails))
 
     def _range(self, claim: Claim, emails: tuple[Email, ...]) -> _Attempt | Record | Lost:
-        """A bulk's emails in one request, or split, as its claim says."""
+        """One email, or a range of a bulk: to be sent as it is, or split, as its claim says."""
         if claim.record.state is not State.RENDERING:
             return _Attempt(claim, emails)
         try:
@@ -229,9 +236,10 @@ class Sender:
 
     def _thaw(self, claim: Claim, body: bytes) -> _Attempt | Record | Lost:
         try:
-            return _Attempt(claim, bulk.decode(body))
+            emails = bulk.decode(body)
         except EmailError as error:
             return self._ledger.settle(claim, Rejected(f"the frozen email is refused by this version: {error}"))
+        return self._range(claim, emails)
 
     def _call(self, attempt: _Attempt) -> Outcome:
         """One attempt, if it can end well before the lease does; the HTTP client looks again at every write.

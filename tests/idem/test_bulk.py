@@ -18,7 +18,7 @@ from idem.keys import is_range, provider_key
 from idem.ledger import Ledger
 from idem.outcome import Accepted, NotSent, Outcome, Rejected, Unknown
 from idem.policy import Policy
-from idem.protocol import Record, State
+from idem.protocol import Record, Resolution, State
 from idem.providers.base import Batch, Batched, BatchKeys, Contract
 from idem.send import Ended, Later, Point, Refused, Render, Resume, Sender
 from idem.stores.memory import MemoryStore
@@ -289,6 +289,21 @@ def test_one_in_doubt_keeps_its_list_and_is_resumed(whole: Bench) -> None:
     ledger.testify(stored, Accepted("b"), witness="w", detail="a test")
     assert isinstance(whole.sender().send(Resume("news/1-4")), Ended)
     assert len(whole.provider.accepted) == 1
+
+
+def test_one_that_is_to_be_sent_again_through_a_provider_without_such_requests_is_split(whole: Bench) -> None:
+    whole.provider.window_seconds = 200.0
+    whole.provider.answers = [Batched(Unknown("no answer"))]
+    whole.sender().send(RANGE)
+    whole.clock.sleep(300)
+    whole.sender().send(RANGE)
+    ledger = Ledger(whole.store, policy=Policy(window_seconds=200.0), provider="fake", clock=whole.clock)
+    assert ledger.resolve(whole.record("news/1-4"), Resolution.NOT_SENT, by="a test") is not None
+    whole.provider.keys = None
+    result = whole.sender().send(Resume("news/1-4"))
+    assert isinstance(result, Ended)
+    whole.drain(result.emails)
+    assert whole.states() == [State.SENT] * 4
 
 
 # A key for each email.
