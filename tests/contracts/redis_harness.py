@@ -43,6 +43,9 @@ class RedisHarness:
     def die(self, broker: RedisBroker) -> None:
         broker.link.close()
 
+    def retire(self, broker: RedisBroker) -> None:
+        broker.stopping.set()
+
     def expire(self, broker: RedisBroker) -> None:
         self._own.link.client.zadd(f"{self._own.namespace}:__heartbeats__", {broker.broker_id: 1})
         self._own.move("maintain", QUEUE, int(VISIBILITY_SECONDS * 1000), QUEUE)

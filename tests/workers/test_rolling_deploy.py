@@ -149,7 +149,8 @@ def test_the_old_version_leaves_to_the_new_one_what_that_began(
     assert _state(app, key) is None
 
     assert old.stop() == 0
-    assert versions.new("--until-empty").wait() == 0
+    # Each look by the old version doubled the pause.
+    assert versions.new("--until-empty").wait(150) == 0
     assert app.broker.backlog().pending == 0
     assert sandbox.requests() == requests + 1, "one repetition under the same key, by the new one"
     assert len(sandbox.accepted()) == 1
@@ -163,7 +164,8 @@ def test_the_new_version_ends_what_the_old_one_began(app: App, sandbox: Sandbox,
 
     assert _state(app, key) is State.SENDING
 
-    assert versions.new("--until-empty").wait() == 0
+    # Each look by the old version doubled the pause.
+    assert versions.new("--until-empty").wait(150) == 0
 
     assert _state(app, key) is None, "it is a record of the new version now"
     assert len(sandbox.accepted()) == 1
@@ -180,6 +182,7 @@ def test_both_work_on_one_queue(app: App, sandbox: Sandbox, versions: Versions, 
 
     assert old.stop() == 0
     assert new.stop() == 0
-    assert versions.new("--until-empty").wait() == 0
+    # Each look by the old version doubled the pause.
+    assert versions.new("--until-empty").wait(150) == 0
     assert sorted(sandbox.recipients()) == sorted(f"r{number}@example.com" for number in range(30))
     assert app.broker.backlog().pending == 0

@@ -305,7 +305,7 @@ class _Consumer(Consumer):
 
     def _bury_undecodable(self, message_id: str, data: bytes) -> None:
         """What cannot be decoded is kept as it came, among the dead letters."""
-        self._broker.logger.error("message %s cannot be decoded; it is kept among the dead letters", message_id)
+        self._broker.logger.error("message %a cannot be decoded; it is kept among the dead letters", message_id)
         self._broker.move("bury", self._queue_name, message_id, data, "it cannot be decoded")
 
     def _let_go(self, message_ids: Iterable[str]) -> None:

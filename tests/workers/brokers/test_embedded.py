@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -96,8 +97,9 @@ class Place:
             if user.stdout is not None:
                 user.stdout.close()
         for pid in self.servers():
-            # One that a test has stopped does not hear that it should end.
-            os.kill(pid, signal.SIGCONT)
+            # One that a test has stopped does not hear that it should end; one that has ended needs nothing.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
         wait_for(self.is_quiet)
 
 

@@ -611,5 +611,5 @@ def test_the_log_of_a_failed_fetch_holds_no_email(
     with caplog.at_level(logging.DEBUG):
         assert next(side.consumer) is None
 
-    assert "poison cannot be decoded" in caplog.text
+    assert "'poison' cannot be decoded" in caplog.text
     assert "r1@example.com" not in caplog.text

@@ -7,7 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from tests import services
-from tests.workers.brokers.sqs.parts import Proxy, Side
+from tests.workers.brokers.sqs.parts import NO_WAIT, Proxy, Side
+
+
+@pytest.fixture(autouse=True)
+def _short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*NO_WAIT)
 
 
 @pytest.fixture

@@ -31,6 +31,9 @@ VISIBILITY_SECONDS = 2
 #: Deletes do not wait for company: a test looks at once.
 LIMITS = Limits(linger_seconds=0.0)
 
+#: An emulator is one server, of which one question finds all; Amazon's are many.
+NO_WAIT = "workers.brokers.sqs.dead._WAIT_SECONDS", 0
+
 #: They are by different people, and differ where AWS leaves room.
 on_two_emulators = pytest.mark.parametrize("endpoint", ["ministack", "fauxqs"], indirect=True)
 
