@@ -178,6 +178,11 @@ def _cases() -> Iterator[Case]:
                 yield Case(policy, number, action, _resource(statement))
 
 
+def test_whatever_needs_an_action_has_it_and_no_action_is_there_for_nothing() -> None:
+    """A worker without Query would only warn: it is this that finds an action gone from the template."""
+    assert {(case.resource, case.action) for case in _cases()} == set(_OPERATIONS)
+
+
 @pytest.fixture
 def in_doubt(stack: Stack) -> str:
     """A namespace of whose emails one is in the index, so that it is looked for in the table."""
