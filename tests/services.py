@@ -126,11 +126,12 @@ def fauxqs() -> str:
 
 @functools.cache
 def ministack_with_auth() -> str:
-    """Ministack that checks signatures and permissions: DynamoDB and IAM; its endpoint."""
+    """Ministack that checks signatures and permissions, and deploys stacks; its endpoint."""
     _module("ministack")
     port = _free_port()
-    environ = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "SERVICES": "dynamodb,iam", "IOT_MTLS_ENABLED": "0"}
-    return _start("ministack", [sys.executable, "-m", "ministack"], port, environ | {"AUTH": "true"})
+    environ = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "IOT_MTLS_ENABLED": "0", "AUTH": "true"}
+    environ |= {"SERVICES": "cloudformation,cloudwatch,dynamodb,iam,s3,sqs,sts", "LOG_LEVEL": "ERROR"}
+    return _start("ministack", [sys.executable, "-m", "ministack"], port, environ)
 
 
 @functools.cache
