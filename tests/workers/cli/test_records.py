@@ -13,10 +13,7 @@ from idem.protocol import State
 from tests.workers.parts import RunIdem, Sandbox, make_email
 from workers import App, Settings
 
-_STATES = [
-    "pending", "rendering", "sending", "retry", "unsure",
-    "sent", "rejected", "in_doubt", "dropped", "split", "expired", "cancelled",
-]  # fmt: skip
+_STATES = [state.value for state in State]  # fmt: skip
 
 
 @pytest.fixture
