@@ -6,8 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.scene import Scene, open_scene
+
+# How long an example takes says something about the machine, and nothing about the code.
+settings.register_profile("idem", deadline=None)
+settings.load_profile("idem")
 
 
 @pytest.fixture
