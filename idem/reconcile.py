@@ -118,7 +118,7 @@ class Reconciler:
         """One record in doubt; `silent` are providers that this run need not ask again."""
         provider = self._providers.get(record.provider)
         lookup = provider.contract.lookup if provider is not None else None
-        if isinstance(provider, Searchable) and lookup is not None and record.provider not in silent:
+        if lookup is not None and record.provider not in silent and isinstance(provider, Searchable):
             found = self._look(record, provider, lookup, silent)
             if found is not None:
                 return [found]
