@@ -30,7 +30,7 @@ def problems(world: World) -> Iterator[str]:
         yield f"L0 {len(world.queue.letters)} messages are left in the queue"
     jobs = {job.name: job for job in world.scenario.jobs}
     for letter, reason in world.queue.dead:
-        if not jobs[letter.job].conflict:
+        if letter.job not in jobs or not jobs[letter.job].conflict:
             yield f"L0 {letter.job}: buried, as {reason}"
     doubted = doubted_keys(world)
     refused = {letter.job for letter, _ in world.queue.dead}

@@ -16,7 +16,7 @@ from tests.sim.provider import WINDOW_SECONDS, Offer
 from tests.sim.world import Job, Scenario, Violation, World
 
 #: Pauses that outlast a provider's window, for the class that is about them.
-_LATE = Sizes(pauses=(1.0, 70.0, WINDOW_SECONDS - 4_000.0, WINDOW_SECONDS + 4_000.0))
+_LATE = Sizes(pauses=(1.0, 70.0, WINDOW_SECONDS - 66_400.0, WINDOW_SECONDS - 16_400.0, WINDOW_SECONDS + 4_000.0))
 _USUAL = Sizes()
 _T = TypeVar("_T")
 

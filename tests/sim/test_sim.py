@@ -11,9 +11,9 @@ import pytest
 from tests.sim.faults import Faults, Plan
 from tests.sim.provider import Offer
 from tests.sim.scenarios import interleavings, of_seed, run, shrink, singles, small
-from tests.sim.world import Scenario
+from tests.sim.world import Job, Scenario
 
-SEEDS, JOBS = 150, 20
+SEEDS, JOBS = 150, 15
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +86,11 @@ def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
     replayed = run(scenario, Faults(first.plan), tracing=True)
     assert len(first.trace) > 100
     assert first.trace == again.trace == replayed.trace
+
+
+@pytest.mark.parametrize("skews", [(0.0, 7_200.0), (0.0, -7_200.0), (7_200.0, 0.0)])
+def test_a_wrong_clock_does_not_make_a_look_up_conclusive(skews: tuple[float, ...]) -> None:
+    """The request was late, and two looks came before it, as the reconciler's clock was ahead: accepted twice."""
+    for seed in range(3):
+        scenario = Scenario(offer=Offer.SEARCHABLE, jobs=(Job("job-1"),), skews=skews, seed=seed)
+        assert check((scenario, plan) for plan in singles(scenario)) > 10

@@ -48,9 +48,9 @@ _STEP_SECONDS = 0.004
 _DEAF_SECONDS = 150.0
 #: How often somebody looks after what is in doubt: often where that can find something.
 _RECONCILE_SECONDS = 1_800.0
-_SEARCH_SECONDS = 120.0
-#: Runs in a row that changed nothing, after which reconcilers are through: together longer than any patience.
-_QUIET_RUNS = 12
+_SEARCH_SECONDS = 31.0
+#: When reconcilers have found nothing to do for so long, they are through: longer than any patience of theirs.
+_QUIET_SECONDS = 4_000.0
 _RECONCILER = "reconciler"
 #: More than any job can need.
 _MOST_STEPS = 2_000
@@ -628,7 +628,7 @@ class World:
         self._ids = count(1)
         self._built = count(1)
         self._pause = _SEARCH_SECONDS if scenario.offer is Offer.SEARCHABLE else _RECONCILE_SECONDS
-        self._quiet = 0
+        self._quiet = 0.0
         self._writes_seen = -1
         self.functions: dict[str, JobFunction] = {"build": self._build}
         self._workers = [_Worker(self, number, skew) for number, skew in enumerate(scenario.skews, 1)]
@@ -734,13 +734,13 @@ class World:
     def _is_through(self) -> bool:
         """Whether nothing can change any more: all ended, or the reconcilers have long found nothing to do."""
         if self.queue.letters or any(worker.busy for worker in self._workers):
-            self._quiet = 0
+            self._quiet = 0.0
             return False
         if all(self._rests(record) for record in self.table.records()):
             return True
-        self._quiet = self._quiet + 1 if self.table.writes == self._writes_seen else 0
+        self._quiet = self._quiet + self._pause if self.table.writes == self._writes_seen else 0.0
         self._writes_seen = self.table.writes
-        return self._quiet >= _QUIET_RUNS
+        return self._quiet > _QUIET_SECONDS
 
     def _rests(self, record: Record) -> bool:
         hopeful = self.scenario.offer is Offer.SEARCHABLE or record.in_doubt in {InDoubt.RESEND, InDoubt.DROP}
