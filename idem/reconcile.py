@@ -2,7 +2,8 @@
 
 Any number of reconcilers may run, in workers and by hand: every conclusion is a conditional write, and who comes second
 finds the record settled. An acceptance that is found settles at once. That there is none is believed only when two
-look-ups showed none, each made after the last attempt can have had an effect and that effect would have shown.
+look-ups showed none, each made after the last attempt can have had an effect and that effect would have shown, and the
+second that long after the first, whatever one clock says.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ class Reconciler:
         """One record in doubt; `silent` are providers that this run need not ask again."""
         provider = self._providers.get(record.provider)
         lookup = provider.contract.lookup if provider is not None else None
-        if isinstance(provider, Searchable) and lookup is not None and record.provider not in silent:
+        if lookup is not None and record.provider not in silent and isinstance(provider, Searchable):
             found = self._look(record, provider, lookup, silent)
             if found is not None:
                 return [found]
@@ -229,19 +230,23 @@ def is_look_due(record: Record, lookup: Lookup, lease_seconds: float, now: float
     if not quiet_at <= now < since + lookup.horizon_seconds:
         return False
     seen = negatives(record, lookup, lease_seconds)
-    return not seen or now >= seen[-1] + _pause(lookup)
+    return not seen or now >= seen[-1] + _pause(lookup, lease_seconds)
 
 
 def negatives(record: Record, lookup: Lookup, lease_seconds: float) -> tuple[float, ...]:
-    """When look-ups that count showed none: at this provider, after its last attempt, and each a lag apart."""
+    """When look-ups that count showed none: at this provider, after its last attempt, and well apart."""
     quiet_at = last_attempt_at(record) + lease_seconds + lookup.lag_seconds
     counted: list[float] = []
     for item in record.evidence:
         ours = item.kind == MISSING and item.detail == record.provider
-        if ours and item.at >= (counted[-1] + _pause(lookup) if counted else quiet_at):
+        if ours and item.at >= (counted[-1] + _pause(lookup, lease_seconds) if counted else quiet_at):
             counted.append(item.at)
     return tuple(counted)
 
 
-def _pause(lookup: Lookup) -> float:
-    return max(1.0, lookup.lag_seconds)
+def _pause(lookup: Lookup, lease_seconds: float) -> float:
+    """Between two looks: as long as the last attempt needs to show.
+
+    One who looks too early, as its clock or the sender's is wrong, then looks late enough the second time.
+    """
+    return max(1.0, lease_seconds + lookup.lag_seconds)

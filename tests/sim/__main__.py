@@ -1,0 +1,160 @@
+"""Run the simulation by hand.
+
+python -m tests.sim --exhaustive            every single fault and every pair, and the interleavings of two workers
+python -m tests.sim --seeds 10000           the random tier: as many seeds, each with --jobs jobs
+python -m tests.sim --seed N [--trace]      one seed again; a violation is made as small as it gets, and shown
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tests.sim.faults import Faults, Plan
+from tests.sim.provider import Offer
+from tests.sim.scenarios import Verdict, interleavings, of_seed, pairs, run, shrink, singles, small
+from tests.sim.world import Scenario
+
+#: At how many steps two workers are held up at the most.
+_HELD_UP = 2
+
+
+@dataclass(slots=True)
+class Sum:
+    """What many runs came to."""
+
+    runs: int = 0
+    jobs: int = 0
+    emails: int = 0
+    accepted: int = 0
+    in_doubt: int = 0
+    doubted: int = 0
+    faults: int = 0
+    problems: int = 0
+
+    def add(self, verdict: Verdict) -> None:
+        self.runs += 1
+        self.jobs += len(verdict.scenario.jobs)
+        self.problems += verdict.problem is not None
+        if verdict.tally is not None:
+            self.emails += verdict.tally.emails
+            self.accepted += verdict.tally.accepted
+            self.in_doubt += verdict.tally.in_doubt
+            self.doubted += verdict.tally.doubted
+            self.faults += verdict.tally.faults
+
+    def plus(self, other: Sum) -> None:
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def report(self, seconds: float, cores: int) -> str:
+        """The figures, and what no event in so many says: less than 3/N, at 95 %, under this mix of faults."""
+        jobs = max(1, self.jobs)
+        return (
+            f"{self.runs:,} runs, {self.jobs:,} jobs, {self.emails:,} emails, {self.accepted:,} accepted, "
+            f"{self.faults / jobs:.1f} faults a job; {self.problems} violations; "
+            f"in doubt {self.in_doubt:,}, by the oracle {self.doubted:,}; "
+            f"{jobs / seconds:,.0f} jobs/s on {cores} cores, {jobs / seconds / cores:,.0f} a core"
+            + (f"; 0 in {jobs:,} is a bound of {3 / jobs:.1e} a job at 95 %" if not self.problems else "")
+        )
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__.partition("\n")[0])
+    parser.add_argument("--seed", type=int, help="run this seed")
+    parser.add_argument("--seeds", type=int, help="run so many seeds")
+    parser.add_argument("--jobs", type=int, default=100, help="jobs a seed (default: 100)")
+    parser.add_argument("--exhaustive", action="store_true", help="run every single fault, every pair, interleavings")
+    parser.add_argument("--trace", action="store_true", help="with --seed: show every step")
+    given = parser.parse_args(arguments)
+    logging.disable(logging.CRITICAL)
+    if given.seed is not None:
+        return _one(given.seed, given.jobs, tracing=given.trace)
+    if given.exhaustive:
+        return _many(_exhausted, tuple(Offer))
+    if given.seeds:
+        step = max(1, min(50, given.seeds // (4 * _cores())))
+        starts = range(0, given.seeds, step)
+        return _many(partial(_seeded, jobs=given.jobs, step=step, end=given.seeds), starts)
+    return parser.error("one of --seed, --seeds and --exhaustive is needed")
+
+
+def _one(seed: int, jobs: int, *, tracing: bool) -> int:
+    scenario, chance = of_seed(seed, jobs)
+    found = run(scenario, chance, tracing=tracing)
+    if found.problem is None:
+        _print("\n".join(found.trace))
+        _print(f"seed {seed}, {scenario.offer.value}: everything holds; {found.tally}")
+        return 0
+    _print(f"seed {seed}, {scenario.offer.value}: {found.problem}\nmade smaller:")
+    _show(shrink(found))
+    return 1
+
+
+def _show(found: Verdict) -> None:
+    _print(f"{found.problem}\n{found.scenario}")
+    for spot, fault in sorted(found.plan.items(), key=lambda item: item[0]):
+        _print(f"  {spot.name}, step {spot.number}: {fault}")
+    _print("\n".join(found.trace))
+
+
+def _many(work: Callable[[Any], Sum], items: Iterable[Any]) -> int:
+    total, began = Sum(), time.perf_counter()
+    with ProcessPoolExecutor(_cores(), initializer=_quiet) as pool:
+        for part in pool.map(work, items):
+            total.plus(part)
+    _print(total.report(time.perf_counter() - began, _cores()))
+    return 1 if total.problems else 0
+
+
+def _seeded(start: int, *, jobs: int, step: int, end: int) -> Sum:
+    found = Sum()
+    for seed in range(start, min(start + step, end)):
+        scenario, chance = of_seed(seed, jobs)
+        verdict = run(scenario, chance)
+        found.add(verdict)
+        if verdict.problem is not None:
+            _print(f"seed {seed}: {verdict.problem}; see it: python -m tests.sim --seed {seed} --jobs {jobs}")
+    return found
+
+
+def _exhausted(offer: Offer) -> Sum:
+    found = Sum()
+    for scenario, plan in _all(offer):
+        verdict = run(scenario, Faults(plan))
+        found.add(verdict)
+        if verdict.problem is not None and found.problems <= 3:
+            _show(shrink(verdict))
+    return found
+
+
+def _all(offer: Offer) -> Iterator[tuple[Scenario, Plan]]:
+    plain, built = small(offer)
+    yield from ((plain, plan) for plan in pairs(plain))
+    yield from ((built, plan) for plan in singles(built))
+    yield from interleavings(offer, _HELD_UP)
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
+
+
+def _quiet() -> None:
+    logging.disable(logging.CRITICAL)
+
+
+def _print(text: str) -> None:
+    if text:
+        print(text, flush=True)  # noqa: T201 - a command of its own
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

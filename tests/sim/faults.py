@@ -1,0 +1,144 @@
+"""What can go wrong at an I/O step, and where: a plan, or chance that writes down what it did as one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """One fault. The three positions of a step are BEFORE, LOST and LATE; CRASH_* are the same, in a dying process."""
+
+    BEFORE = "not applied, no answer"
+    LOST = "applied, answer lost"
+    LATE = "no answer, applied later"
+    RETRIED = "applied, and written again by the driver"
+    OUTAGE = "the store does not answer for a while"
+    CRASH_BEFORE = "crash, not applied"
+    CRASH_AFTER = "crash, applied"
+    CRASH_LATE = "crash, applied later"
+    PAUSE_BEFORE = "stopped before it"
+    PAUSE_AFTER = "stopped after it"
+    STEP = "the clock is set"
+    NOT_SENT = "connection refused"
+    LIMITED = "429"
+    GATE = "403"
+    BUSY = "409, a request under the key is running"
+    FAILED = "500, not applied"
+    MISSED = "an email is not shown"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`size`: seconds of a pause, an outage, a clock step and of a late request; of a late write, the transitions."""
+
+    kind: Kind
+    size: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.size:g})" if self.size else str(self.kind)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Spot:
+    """The n-th step of one job, or of another actor."""
+
+    name: str
+    number: int
+
+
+Plan = Mapping[Spot, Fault]
+
+_CRASHES = (Kind.CRASH_BEFORE, Kind.CRASH_AFTER)
+_PAUSES = (Kind.PAUSE_BEFORE, Kind.PAUSE_AFTER, Kind.STEP)
+#: What can happen at which step.
+KINDS: Mapping[str, tuple[Kind, ...]] = {
+    "enqueue": (Kind.BEFORE, Kind.LOST),
+    "point": (Kind.CRASH_BEFORE, Kind.PAUSE_BEFORE),
+    "swap": (
+        Kind.BEFORE, Kind.LOST, Kind.LATE, Kind.RETRIED, Kind.OUTAGE, Kind.CRASH_LATE, *_CRASHES, *_PAUSES,
+    ),
+    "read": (Kind.BEFORE, Kind.OUTAGE, *_CRASHES, *_PAUSES),
+    "list": (Kind.BEFORE, Kind.CRASH_BEFORE),
+    "send": (
+        Kind.BEFORE, Kind.LOST, Kind.LATE, Kind.CRASH_LATE, Kind.NOT_SENT, Kind.LIMITED, Kind.GATE, Kind.BUSY,
+        Kind.FAILED, *_CRASHES, *_PAUSES,
+    ),
+    "find": (Kind.BEFORE, Kind.MISSED, Kind.CRASH_BEFORE, Kind.PAUSE_AFTER),
+    "dispose": (Kind.BEFORE, Kind.LOST, *_CRASHES, *_PAUSES),
+}  # fmt: skip
+TRANSITIONS = (1, 2, 3, 4, 5)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How long things take: pauses (past what?), outages, late requests, clock steps; seconds, one is drawn."""
+
+    pauses: tuple[float, ...] = (0.01, 1.0, 30.0, 70.0, 100.0, 400.0)
+    outages: tuple[float, ...] = (0.2, 1.0, 5.0, 70.0)
+    late: tuple[float, ...] = (0.5, 5.0, 39.0)
+    steps: tuple[float, ...] = (-5.0, 1.0, 5.0)
+
+    def of(self, kind: Kind, op: str) -> tuple[float, ...]:
+        """Those that a fault of this kind can have at such a step."""
+        match kind:
+            case Kind.LATE | Kind.CRASH_LATE:
+                return self.late if op == "send" else TRANSITIONS
+            case Kind.PAUSE_BEFORE | Kind.PAUSE_AFTER:
+                return self.pauses
+            case Kind.OUTAGE:
+                return self.outages
+            case Kind.STEP:
+                return self.steps
+        return (0.0,)
+
+
+class Faults:
+    """By plan: what it says and nothing else. `done` is what happened, as a plan; `met` are all steps, in order."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.done: dict[Spot, Fault] = {}
+        self.met: list[tuple[Spot, str]] = []
+        self._plan = plan
+        self._counts: dict[str, int] = {}
+
+    def meet(self, name: str, op: str) -> Fault | None:
+        """Count a step of `name`; the fault that it meets."""
+        number = self._counts.get(name, 0)
+        self._counts[name] = number + 1
+        spot = Spot(name, number)
+        self.met.append((spot, op))
+        fault = self._decide(spot, op)
+        if fault is not None:
+            self.done[spot] = fault
+        return fault
+
+    def _decide(self, spot: Spot, op: str) -> Fault | None:
+        fault = self._plan.get(spot)
+        # In a plan that was made smaller, another step may stand there.
+        return fault if fault is not None and fault.kind in KINDS[op] else None
+
+
+class Chance(Faults):
+    """By chance: each name meets from 3 up to `most` faults, early rather than late, whatever the others meet."""
+
+    def __init__(self, seed: int, sizes: Sizes, *, rate: float = 0.4, most: int = 6) -> None:
+        super().__init__({})
+        self._seed = seed
+        self._sizes = sizes
+        self._rate = rate
+        self._most = most
+        self._drawn: dict[str, tuple[random.Random, list[int]]] = {}
+
+    def _decide(self, spot: Spot, op: str) -> Fault | None:
+        if spot.name not in self._drawn:
+            chance = random.Random(f"{self._seed} {spot.name}")
+            self._drawn[spot.name] = chance, [chance.randint(3, self._most)]
+        chance, left = self._drawn[spot.name]
+        if not left[0] or chance.random() >= self._rate:
+            return None
+        left[0] -= 1
+        kind = chance.choice(KINDS[op])
+        return Fault(kind, chance.choice(self._sizes.of(kind, op)))

@@ -1,0 +1,322 @@
+"""Bugs that others have shipped, put into the real code one at a time: the simulation has to catch every one.
+
+    python -m tests.sim.mutants       which tier caught which bug, in how many runs
+
+Each replaces one function, table row or constant of a module for as long as the run lasts; a patch of the source would
+give the same program.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+from unittest.mock import patch
+
+from idem import clock as idem_clock
+from idem import ledger, policy, protocol, reconcile, send
+from idem.email import Email
+from idem.outcome import Accepted, Outcome, Unknown
+from idem.protocol import CLAIM, SETTLE, Doubt, Move, Record, Standing, State, Verdict
+from idem.providers.base import Contract, Meaning, Row
+from idem.stores import memory
+from tests.sim import world
+from tests.sim.faults import Faults, Plan
+from tests.sim.provider import Offer
+from tests.sim.scenarios import interleavings, of_seed, run, singles, small
+from tests.sim.world import Scenario
+from workers import actors
+from workers.brokers.base import Acknowledge, Disposition
+from workers.jobs import read_message
+
+SEEDS, JOBS = 100, 20
+#: Of the second faults after each first one, so many are tried.
+_SECONDS = 2
+
+Patch = Any
+
+
+def _row(table: Mapping[Any, Any], row: Any, value: Any) -> Patch:
+    return patch.dict(table, {row: value})
+
+
+def _swap(owner: Any, name: str, value: Any) -> Patch:
+    return patch.object(owner, name, value)
+
+
+def _token_only(record: Record | None) -> str | None:
+    return None if record is None else record.claim_id
+
+
+def _settle_by_deleting(self: ledger.Ledger, claim: ledger.Claim, outcome: Outcome) -> Record | ledger.Lost:
+    if isinstance(outcome, Accepted):
+        return _SETTLE(self, claim, outcome)
+    store: Any = self._store
+    store._table._records.pop(claim.record.key, None)
+    return replace(claim.record, state=State.RETRY, ready_at=self._clock.now())
+
+
+def _send_after_recording(self: send.Sender, attempt: Any) -> Outcome:
+    self._ledger.settle(attempt.claim, Accepted("early"))
+    return _CALL(self, attempt)
+
+
+def _acknowledge_what_waits(self: actors.Performer, message: Any, key: str, result: send.Result) -> Disposition:
+    return Acknowledge() if isinstance(result, send.Later) else _DISPOSE(self, message, key, result)
+
+
+def _acknowledge_first(self: Any, letter: world.Letter, receipt: int) -> None:
+    self.world.queue.letters.pop(letter.number, None)
+    _PERFORM(self, letter, receipt)
+
+
+def _forget_parts(self: actors.Performer, message: Any, key: str, result: send.Result) -> Disposition:
+    return _DISPOSE(self, message, key, replace(result, emails=()) if isinstance(result, send.Ended) else result)
+
+
+def _acknowledge_errors(self: actors.Performer, message: Any, payload: Mapping[str, Any]) -> Disposition:
+    try:
+        return _PERFORMER(self, message, payload)
+    except _Swallowed:
+        return Acknowledge()
+
+
+class _Swallowed(Exception):
+    """An error that somebody logs, and goes on."""
+
+
+def _raise_error(_self: actors.Performer, _message: Any) -> float:
+    raise _Swallowed
+
+
+def _lose_a_retry(self: Any, letter: world.Letter, receipt: int) -> None:
+    """The original goes, whether or not the retry was scheduled: what plain dramatiq does."""
+    queue = self.world.queue
+    before = letter.receipt, letter.in_flight
+    _PERFORM(self, letter, receipt)
+    if (letter.receipt, letter.in_flight) == before and letter.number in queue.letters:
+        del queue.letters[letter.number]
+
+
+def _by_broker_id(payload: Mapping[str, Any], _message_id: str) -> Any:
+    return _READ_MESSAGE(payload, f"receipt-{next(_RECEIPTS)}")
+
+
+def _latest_start(record: Record) -> float | None:
+    return record.started_at if record.started_at is not None else record.unsure_since
+
+
+def _unfrozen(record: Record, body: bytes, fingerprint: str, *, now: float, policy: policy.Policy) -> Record:
+    return replace(_FREEZE(record, body, fingerprint, now=now, policy=policy), body=None)
+
+
+def _read_stale(self: Any, key: str) -> Record | None:
+    record = _READ(self, key)
+    return None if record is not None and record.updated_at > self._worker.clock.now() - _STALE_SECONDS else record
+
+
+def _send_twice(self: Any, email: Email, provider_key: str, deadline: idem_clock.Deadline) -> Outcome:
+    outcome = _SEND(self, email, provider_key, deadline)
+    return _SEND(self, email, provider_key, deadline) if isinstance(outcome, Unknown) else outcome
+
+
+def _conflict_is_sent(self: Contract, status: int, code: str, message: str) -> Row:
+    return Row({409}, Meaning.KNOWN) if status == _CONFLICT else _ROW(self, status, code, message)
+
+
+def _call_with_a_late_deadline(self: send.Sender, attempt: Any) -> Outcome:
+    """The lease is looked at, then something takes long, then the request gets all of its time."""
+    obstacle = self._obstacle(attempt)
+    if obstacle is not None:
+        return obstacle
+    self._reach(send.Point.BEFORE_CALL)
+    deadline = idem_clock.Deadline.after(self._clock, self._http_timeout_seconds)
+    return self._provider.send(attempt.emails[0], self._derived(attempt), deadline)
+
+
+def _left_by_a_clock_that_stops(self: idem_clock.Deadline) -> float:
+    stopped: float = self.clock.__dict__.get("stopped", 0.0)
+    return self.boot - self.clock.boot() + stopped
+
+
+def _hold_and_stop(self: Any, seconds: float) -> None:
+    _HOLD(self, seconds)
+    self.clock.stopped = self.clock.__dict__.get("stopped", 0.0) + seconds
+
+
+def _forget_evidence(_self: ledger.Ledger, record: Record, *_: Any, **__: Any) -> Record:
+    return record
+
+
+def _every_negative(record: Record, *_: Any) -> Sequence[float]:
+    return [item.at for item in record.evidence if item.kind == protocol.MISSING]
+
+
+def _drop_unknown(_self: actors.Performer, _message: Any, _name: str) -> Disposition:
+    return Acknowledge()
+
+
+_SETTLE = ledger.Ledger.settle
+_CALL = send.Sender._call
+_DISPOSE = actors.Performer._dispose
+_PERFORMER = actors.Performer.perform
+_PERFORM = world._Worker._perform
+_HOLD = world._Worker.hold
+_READ_MESSAGE = read_message
+_FREEZE = protocol.freeze
+_READ = world._Store.read
+_SEND = world._Line._send
+_ROW = Contract.row
+_RECEIPTS = count()
+_STALE_SECONDS = 200.0
+_CONFLICT = 409
+
+
+def _always(*_: Any) -> bool:
+    return True
+
+
+def _never(*_: Any) -> bool:
+    return False
+
+
+#: Of each, everything that has to be replaced for it.
+MUTANTS: Mapping[str, Callable[[], Sequence[Patch]]] = {
+    "no condition on a write": lambda: [_swap(memory, "_fence", _never)],
+    "a condition on the claim only": lambda: [_swap(memory, "_fence", _token_only)],
+    "a timeout is a failure": lambda: [
+        _row(SETTLE, (Verdict.UNKNOWN, doubt), State.RETRY) for doubt in (Doubt.OPEN, Doubt.CLOSED)
+    ],
+    "a timeout is final": lambda: [
+        _row(SETTLE, (Verdict.UNKNOWN, doubt), State.REJECTED) for doubt in (Doubt.OPEN, Doubt.CLOSED)
+    ],
+    "the record is deleted on an error": lambda: [_swap(ledger.Ledger, "settle", _settle_by_deleting)],
+    "the broker's own id is the key": lambda: [_swap(actors, "read_message", _by_broker_id)],
+    "acknowledged before the record": lambda: [_swap(world._Worker, "_perform", _acknowledge_first)],
+    "acknowledged while it waits": lambda: [_swap(actors.Performer, "_dispose", _acknowledge_what_waits)],
+    "acknowledged when the ledger fails": lambda: [
+        _swap(actors.Performer, "perform", _acknowledge_errors),
+        _swap(actors.Performer, "_pause", _raise_error),
+    ],
+    "a list acknowledged without its emails": lambda: [_swap(actors.Performer, "_dispose", _forget_parts)],
+    "recorded before it is sent": lambda: [_swap(send.Sender, "_call", _send_after_recording)],
+    "the fingerprint is ignored": lambda: [_swap(protocol, "_conflicts", _never)],
+    "a sent record is claimed again": lambda: [_row(CLAIM, Standing.SENT, Move.BEGIN)],
+    "a live claim is taken": lambda: [_row(CLAIM, Standing.SENDING_LIVE, Move.BEGIN)],
+    "a takeover does not look at the window": lambda: [_row(CLAIM, Standing.UNSURE_CLOSED, Move.REPLAY)],
+    "the window counts from the latest attempt": lambda: [_swap(protocol, "_unsure_since", _latest_start)],
+    "every provider is taken to have keys": lambda: [_swap(policy.Policy, "window_open", _always)],
+    "a clock that stops in a pause": lambda: [
+        _swap(idem_clock.Deadline, "left", _left_by_a_clock_that_stops),
+        _swap(world._Worker, "hold", _hold_and_stop),
+    ],
+    "the lease is looked at too early": lambda: [_swap(send.Sender, "_call", _call_with_a_late_deadline)],
+    "every 409 means sent": lambda: [_swap(Contract, "row", _conflict_is_sent)],
+    "the HTTP client tries again": lambda: [_swap(world._Line, "_send", _send_twice)],
+    "a stale read": lambda: [_swap(world._Store, "read", _read_stale)],
+    "an error of the retry is swallowed": lambda: [_swap(world._Worker, "_perform", _lose_a_retry)],
+    "one look that shows nothing is believed": lambda: [_swap(reconcile, "_ENOUGH", 1)],
+    "a look-up does not wait": lambda: [
+        _swap(reconcile, "is_look_due", _always),
+        _swap(reconcile, "negatives", _every_negative),
+    ],
+    "a zombie's evidence is dropped": lambda: [_swap(ledger.Ledger, "_testify", _forget_evidence)],
+    "one's own write is not recognised": lambda: [_swap(ledger, "_is_own", _never)],
+    "an unknown job is dropped": lambda: [_swap(actors.Performer, "_unknown_job", _drop_unknown)],
+    "what a job built is not kept": lambda: [_swap(protocol, "freeze", _unfrozen)],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Caught:
+    """By which tier, after how many runs of it, and what did not hold."""
+
+    tier: str
+    runs: int
+    problem: str
+
+
+@contextmanager
+def planted(name: str) -> Iterator[None]:
+    """The bug is in the code for as long as this lasts."""
+    patches = MUTANTS[name]()
+    for each in patches:
+        each.start()
+    try:
+        yield
+    finally:
+        for each in reversed(patches):
+            each.stop()
+
+
+def catch(name: str) -> Caught | None:
+    """The first tier that catches this bug, the quickest one first; None when none does."""
+    with planted(name):
+        for tier, plans in _TIERS.items():
+            for runs, (scenario, plan) in enumerate(plans(), 1):
+                problem = run(scenario, Faults(plan) if plan is not None else of_seed(scenario.seed, JOBS)[1]).problem
+                if problem is not None:
+                    return Caught(tier, runs, problem)
+    return None
+
+
+def _singles() -> Iterator[tuple[Scenario, Plan]]:
+    for offer in Offer:
+        for scenario in small(offer):
+            yield from ((scenario, plan) for plan in _still(scenario, None))
+
+
+def _pairs() -> Iterator[tuple[Scenario, Plan]]:
+    chance = random.Random(1)
+    for offer in Offer:
+        scenario = next(small(offer))
+        for first in _still(scenario, None):
+            second = list(_still(scenario, first))
+            yield from ((scenario, plan) for plan in chance.sample(second, min(_SECONDS, len(second))))
+
+
+def _still(scenario: Scenario, plan: Plan | None) -> Sequence[Plan]:
+    """The plans; none beyond a run that itself violates something."""
+    try:
+        return [plan or {}, *singles(scenario, plan)]
+    except Exception:
+        return [plan or {}]
+
+
+def _turns() -> Iterator[tuple[Scenario, Plan]]:
+    for offer in Offer:
+        yield from interleavings(offer, 1)
+
+
+def _seeds() -> Iterator[tuple[Scenario, None]]:
+    yield from ((of_seed(seed, JOBS)[0], None) for seed in range(SEEDS))
+
+
+_TIERS: Mapping[str, Callable[[], Iterator[tuple[Scenario, Plan | None]]]] = {
+    "single faults": _singles,
+    "random runs": _seeds,
+    "two workers in turns": _turns,
+    "pairs of faults": _pairs,
+}
+
+
+def main() -> int:
+    """A line for each bug; 1 when one got through."""
+    logging.disable(logging.CRITICAL)
+    missed = 0
+    for name in MUTANTS:
+        caught = catch(name)
+        missed += caught is None
+        said = "NOT CAUGHT" if caught is None else f"{caught.tier}, run {caught.runs}: {caught.problem}"
+        print(f"{name:44} {said}", flush=True)  # noqa: T201 - a command of its own
+    print(f"{len(MUTANTS) - missed} of {len(MUTANTS)} caught")  # noqa: T201 - the same
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""What is run: the small scenarios of the exhaustive tier, and a large one for each seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import TypeVar
+
+from idem.protocol import InDoubt
+from tests.sim import oracle
+from tests.sim.faults import KINDS, TRANSITIONS, Chance, Fault, Faults, Kind, Plan, Sizes, Spot
+from tests.sim.oracle import Tally
+from tests.sim.provider import WINDOW_SECONDS, Offer
+from tests.sim.world import Job, Scenario, Violation, World
+
+#: Pauses that outlast a provider's window, for the class that is about them.
+_LATE = Sizes(pauses=(1.0, 70.0, WINDOW_SECONDS - 66_400.0, WINDOW_SECONDS - 16_400.0, WINDOW_SECONDS + 4_000.0))
+_USUAL = Sizes()
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a run came to: `problem` is None when everything held; `plan` replays it."""
+
+    scenario: Scenario
+    plan: Plan
+    problem: str | None
+    tally: Tally | None
+    trace: tuple[str, ...] = ()
+
+    @property
+    def letter(self) -> str:
+        """The invariant that did not hold."""
+        return "" if self.problem is None else self.problem.split()[0]
+
+
+def run(scenario: Scenario, faults: Faults, *, tracing: bool = False) -> Verdict:
+    """Run a scenario and judge it. What production code raises unasked is a violation too."""
+    world = World(scenario, faults, tracing=tracing)
+    try:
+        world.run()
+        problem = next(oracle.problems(world), None)
+    except Violation as violation:
+        problem = str(violation)
+    except Exception as error:
+        problem = f"X {type(error).__name__}: {error}"
+    tally = oracle.tally(world) if problem is None else None
+    return Verdict(scenario, dict(faults.done), problem, tally, tuple(world.trace))
+
+
+def of_seed(seed: int, jobs: int) -> tuple[Scenario, Chance]:
+    """One of the random tier: the seed decides about everything."""
+    chance = random.Random(seed)
+    offer = tuple(Offer)[seed % len(Offer)]
+    scenario = Scenario(
+        offer=offer,
+        jobs=tuple(_job(chance, number, offer) for number in range(1, jobs + 1)),
+        skews=_skews(chance),
+        seed=seed,
+        gated=chance.random() < 0.2,
+        points=chance.random() < 0.3,
+    )
+    return scenario, Chance(seed, _LATE if offer is Offer.KEYED_LATE else _USUAL)
+
+
+def _job(chance: random.Random, number: int, offer: Offer) -> Job:
+    begins = round(chance.uniform(0, 40), 3)
+    copies = [begins, *(begins + chance.choice((0.0, 0.5, 30.0, 200.0)) for _ in range(chance.choice((0, 0, 0, 1, 2))))]
+    emails = chance.choice((None, None, None, None, None, 1, 1, 0, 3))
+    choice = chance.choice((InDoubt.RESEND, InDoubt.DROP)) if not offer.keyed and chance.random() < 0.05 else None
+    return Job(
+        f"job-{number}",
+        copies=tuple(copies),
+        emails=emails,
+        keyed=chance.random() < 0.8,
+        choice=choice,
+        invalid=emails is None and chance.random() < 0.03,
+        conflict=emails is None and len(copies) > 1 and chance.random() < 0.05,
+        unknown_until=100.0 if emails == 1 and chance.random() < 0.1 else 0.0,
+    )
+
+
+def _skews(chance: random.Random) -> tuple[float, ...]:
+    """One clock is wrong. Less than the margin, where there is a window: that is what the margin is for (rule 7)."""
+    off = chance.choice((0.0, 1.0, 5.0, 300.0, 7_200.0)) * chance.choice((-1.0, 1.0))
+    return (0.0, 0.0, 0.0, off)
+
+
+_PLAIN = (Job("job-1", copies=(0.0, 0.01)),)
+_BUILT = (Job("job-1", copies=(0.0, 0.01), emails=1),)
+
+
+def small(offer: Offer) -> Iterator[Scenario]:
+    """One job, two copies of its message, two machines; every crash point is a step."""
+    for jobs in (_PLAIN, _BUILT):
+        yield Scenario(offer=offer, jobs=jobs, points=True)
+
+
+def singles(scenario: Scenario, plan: Plan | None = None) -> Iterator[Plan]:
+    """Every fault at every step that is met, one at a time, on top of those of a plan and after them."""
+    before = dict(plan or {})
+    world = World(scenario, Faults(before))
+    world.run()
+    last: dict[str, int] = {}
+    for spot in before:
+        last[spot.name] = max(last.get(spot.name, -1), spot.number)
+    for spot, op in world.faults.met:
+        if spot.number > last.get(spot.name, -1):
+            yield from ({**before, spot: fault} for fault in _faults(scenario.offer, op))
+
+
+def pairs(scenario: Scenario) -> Iterator[Plan]:
+    """Every fault after every other one."""
+    for plan in singles(scenario):
+        yield plan
+        yield from singles(scenario, plan)
+
+
+def _faults(offer: Offer, op: str) -> Iterator[Fault]:
+    for kind in KINDS[op]:
+        yield from (Fault(kind, size) for size in _telling_sizes(offer, kind, op))
+
+
+def _telling_sizes(offer: Offer, kind: Kind, op: str) -> tuple[float, ...]:
+    """Few enough to try all."""
+    match kind:
+        case Kind.PAUSE_BEFORE | Kind.PAUSE_AFTER:
+            return (100.0, WINDOW_SECONDS + 4_000.0) if offer is Offer.KEYED_LATE else (0.02, 100.0)
+        case Kind.LATE | Kind.CRASH_LATE:
+            return (39.0,) if op == "send" else (float(TRANSITIONS[0]), float(TRANSITIONS[1]), float(TRANSITIONS[-1]))
+        case Kind.OUTAGE:
+            return (1.0, 70.0)
+        case Kind.STEP:
+            return (-7_000.0, 7_000.0)
+    return (0.0,)
+
+
+def interleavings(offer: Offer, most: int) -> Iterator[tuple[Scenario, Plan]]:
+    """Two workers with copies of one message, held up at up to `most` steps, in turns; and one of them may fail."""
+    scenario = Scenario(offer=offer, jobs=(Job("job-1", copies=(0.0, 0.0)),))
+    spots = [Spot("job-1", number) for number in range(2, 12)]
+    fates = (None, Fault(Kind.BEFORE), Fault(Kind.LOST), Fault(Kind.CRASH_AFTER), Fault(Kind.PAUSE_AFTER, 100.0))
+    for count in range(most + 1):
+        for held in combinations(spots, count):
+            turns = {spot: Fault(Kind.PAUSE_BEFORE, 0.001) for spot in held}
+            yield scenario, turns
+            for at in spots:
+                if at not in turns:
+                    yield from ((scenario, {**turns, at: fate}) for fate in fates if fate is not None)
+
+
+def shrink(found: Verdict) -> Verdict:
+    """The same violation with fewer jobs and fewer faults: what it still happens without is left out."""
+
+    def with_jobs(jobs: Sequence[Job]) -> bool:
+        return _happens(found, replace(found.scenario, jobs=tuple(jobs)), found.plan)
+
+    scenario = replace(found.scenario, jobs=tuple(_fewest(found.scenario.jobs, with_jobs)))
+
+    def with_faults(items: Sequence[tuple[Spot, Fault]]) -> bool:
+        return _happens(found, scenario, dict(items))
+
+    plan = dict(_fewest(sorted(found.plan.items(), key=lambda item: item[0]), with_faults))
+    return run(scenario, Faults(plan), tracing=True)
+
+
+def _happens(found: Verdict, scenario: Scenario, plan: Plan) -> bool:
+    return run(scenario, Faults(plan)).letter == found.letter
+
+
+def _fewest(items: Sequence[_T], holds: Callable[[Sequence[_T]], bool]) -> Sequence[_T]:
+    """Leave out as much as `holds` allows: halves first, then less, at last one by one."""
+    size = len(items) // 2
+    while size:
+        at = 0
+        while at < len(items):
+            fewer = [*items[:at], *items[at + size :]]
+            if fewer and holds(fewer):
+                items = fewer
+            else:
+                at += size
+        size //= 2
+    return [] if len(items) == 1 and holds([]) else items

@@ -1,0 +1,96 @@
+"""The tier of the simulation that runs with every change: every single fault, some pairs, some seeds."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+from tests.sim.faults import Faults, Plan
+from tests.sim.provider import Offer
+from tests.sim.scenarios import interleavings, of_seed, run, shrink, singles, small
+from tests.sim.world import Job, Scenario
+
+SEEDS, JOBS = 150, 15
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """What production code says of a fault is not of interest here, and takes longer than the fault."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def check(runs: Iterable[tuple[Scenario, Plan]]) -> int:
+    """Run them all; fails with the smallest trace of the first violation."""
+    count = 0
+    for count, (scenario, plan) in enumerate(runs, 1):  # noqa: B007 - it is returned
+        found = run(scenario, Faults(plan))
+        if found.problem is not None:
+            least = shrink(found)
+            pytest.fail("\n".join([f"{least.problem}: {dict(least.plan)}", *least.trace]))
+    return count
+
+
+@pytest.mark.parametrize("offer", Offer)
+def test_every_single_fault(offer: Offer) -> None:
+    """At every step, crash points included, of an email that is ready and of one that a job builds."""
+    done = check((scenario, plan) for scenario in small(offer) for plan in singles(scenario))
+    assert done > 200
+
+
+@pytest.mark.parametrize("offer", Offer)
+def test_some_pairs_of_faults(offer: Offer) -> None:
+    """A second fault after every first one would be thousands of runs: `python -m tests.sim --exhaustive`."""
+    scenario = next(small(offer))
+    chance = random.Random(offer.value)
+
+    def some() -> Iterator[tuple[Scenario, Plan]]:
+        for first in singles(scenario):
+            second = list(singles(scenario, first))
+            yield from ((scenario, plan) for plan in chance.sample(second, min(2, len(second))))
+
+    assert check(some()) > 200
+
+
+@pytest.mark.parametrize("offer", Offer)
+def test_two_workers_take_turns(offer: Offer) -> None:
+    """Held up at one step or at none, with each fate at each other step."""
+    assert check(interleavings(offer, 1)) > 300
+
+
+@pytest.mark.parametrize("part", range(5))
+def test_random_runs(part: int) -> None:
+    """Some jobs of every kind, clocks that are wrong, at least three faults for each job that lives to see them."""
+    faults = jobs = 0
+    for seed in range(part, SEEDS, 5):
+        scenario, chance = of_seed(seed, JOBS)
+        found = run(scenario, chance)
+        assert found.problem is None, f"{found.problem}: python -m tests.sim --seed {seed} --jobs {JOBS}"
+        assert found.tally is not None
+        assert found.tally.in_doubt <= found.tally.doubted
+        faults += found.tally.faults
+        jobs += found.tally.jobs
+    assert faults > 2.5 * jobs
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
+    """And so does the plan that its faults are, as otherwise no failure could be replayed or made smaller."""
+    scenario, chance = of_seed(seed, JOBS)
+    first = run(scenario, chance, tracing=True)
+    again = run(*of_seed(seed, JOBS), tracing=True)
+    replayed = run(scenario, Faults(first.plan), tracing=True)
+    assert len(first.trace) > 100
+    assert first.trace == again.trace == replayed.trace
+
+
+@pytest.mark.parametrize("skews", [(0.0, 7_200.0), (0.0, -7_200.0), (7_200.0, 0.0)])
+def test_a_wrong_clock_does_not_make_a_look_up_conclusive(skews: tuple[float, ...]) -> None:
+    """The request was late, and two looks came before it, as the reconciler's clock was ahead: accepted twice."""
+    for seed in range(3):
+        scenario = Scenario(offer=Offer.SEARCHABLE, jobs=(Job("job-1"),), skews=skews, seed=seed)
+        assert check((scenario, plan) for plan in singles(scenario)) > 10

@@ -1,0 +1,781 @@
+"""The simulated world: real workers, and everything that they meet replaced, faults included.
+
+A worker is what a process with one thread has: its own clock, ledger, sender, gate and performer, all of them the
+production classes. What it does to the world outside (a write, a request, a word to the broker) is a step, and meets
+what `tests.sim.faults` has for it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+from typing import Any, TypeVar
+
+from dramatiq import Message
+
+from idem.bulk import Ready, parts_of
+from idem.clock import Deadline
+from idem.email import Email
+from idem.errors import BrokerUnavailable, IdemError, LedgerUnavailable
+from idem.gate import Gate
+from idem.ledger import Ledger
+from idem.outcome import Accepted, Outcome
+from idem.policy import Policy
+from idem.protocol import InDoubt, Record, State
+from idem.providers import reading
+from idem.providers.base import CannotTell, Missing, Sighting
+from idem.providers.http import Answer, NoAnswer, Phase
+from idem.reconcile import Patience, Reconciler
+from idem.send import Point, Sender
+from idem.stores.memory import MemoryStore
+from tests.fakes import START, Crash
+from tests.sim.faults import Fault, Faults, Kind
+from tests.sim.provider import INVALID, AcceptingSide, Offer, answer
+from tests.sim.scheduler import Scheduler
+from workers.actors import JobFunction, Performer
+from workers.brokers.base import Acknowledge, Bury, Disposition, Retry
+from workers.jobs import email_message, job_message, resume_message
+
+LEASE, HTTP, VISIBILITY = 60.0, 20.0, 90.0
+NAMESPACE = "sim"
+PATIENCE = Patience.of(lease=LEASE, http_timeout=HTTP, evidence=0.0, visibility=VISIBILITY)
+#: What a step takes when nothing is wrong.
+_STEP_SECONDS = 0.004
+#: Nobody is told of a late write before its client has given up.
+_DEAF_SECONDS = 150.0
+#: How often somebody looks after what is in doubt: often where that can find something.
+_RECONCILE_SECONDS = 1_800.0
+_SEARCH_SECONDS = 31.0
+#: When reconcilers have found nothing to do for so long, they are through: longer than any patience of theirs.
+_QUIET_SECONDS = 4_000.0
+_RECONCILER = "reconciler"
+#: More than any job can need.
+_MOST_STEPS = 2_000
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a producer asks for. `copies` are the seconds at which messages of it are enqueued.
+
+    `emails` is how many its function builds, None for an email that is ready; `batch`, how many a bulk carries.
+    """
+
+    name: str
+    copies: tuple[float, ...] = (0.0,)
+    emails: int | None = None
+    keyed: bool = True
+    choice: InDoubt | None = None
+    invalid: bool = False
+    conflict: bool = False
+    unknown_until: float = 0.0
+
+
+class Violation(AssertionError):
+    """An invariant does not hold; its letter comes first."""
+
+
+class Clock:
+    """A machine's clocks: the wall clock is off by `skew`, the boot clock began whenever."""
+
+    def __init__(self, world: World, skew: float, boot: float) -> None:
+        self.skew = skew
+        self.deaf_until = 0.0
+        self.held: Callable[[float], None] = world.scheduler.hold
+        self._world = world
+        self._scheduler = world.scheduler
+        self._boot = boot
+
+    def now(self) -> float:
+        return self._scheduler.now + self.skew
+
+    def boot(self) -> float:
+        return self._scheduler.now - self._boot
+
+    def sleep(self, seconds: float) -> None:
+        """May take longer than asked for, as sleeping does: while the store is away, seconds at a time."""
+        away = self.deaf_until - self._scheduler.now
+        self.held(max(seconds, min(away, 5.0)))
+
+
+class Table(MemoryStore):
+    """What all stores of the world stand for: the records, and the writes that are still on their way."""
+
+    def __init__(self, heard: Callable[[Record | None, Record], None]) -> None:
+        super().__init__()
+        self._heard = heard
+        self.late: dict[str, list[tuple[int, Record | None, Record]]] = {}
+        self.writes = 0
+
+    def swap(self, old: Record | None, new: Record) -> Record | None:
+        stored = super().swap(old, new)
+        if stored is None:
+            self.writes += 1
+            self._applied(old, new)
+        return stored
+
+    def delay(self, old: Record | None, new: Record, transitions: int) -> None:
+        """Let a write arrive after that many further transitions of its key, or when all is over."""
+        self.late.setdefault(new.key, []).append((transitions, old, new))
+
+    def arrive(self) -> None:
+        """What never arrived arrives now."""
+        while self.late:
+            _, waiting = self.late.popitem()
+            for _, old, new in waiting:
+                self.swap(old, new)
+
+    def records(self) -> Sequence[Record]:
+        return list(self._records.values())
+
+    def _applied(self, old: Record | None, new: Record) -> None:
+        self._heard(old, new)
+        waiting = self.late.pop(new.key, [])
+        left = [(transitions - 1, before, after) for transitions, before, after in waiting]
+        if later := [each for each in left if each[0]]:
+            self.late[new.key] = later
+        for transitions, before, after in left:
+            if not transitions:
+                self.swap(before, after)
+
+
+@dataclass(slots=True)
+class Call:
+    """One attempt, as it looks from outside: what was heard, and whether it was written down by who heard it."""
+
+    key: str
+    claim_id: str
+    asked: bool = False
+    outcome: Outcome | None = None
+    recorded: bool = False
+
+
+class _Store:
+    """A worker's connection to the table."""
+
+    def __init__(self, worker: _Worker, table: Table) -> None:
+        self._worker = worker
+        self._table = table
+
+    def create(self) -> Sequence[str]:
+        return ()
+
+    def check(self) -> Sequence[str]:
+        return ()
+
+    def read(self, key: str) -> Record | None:
+        return self._worker.io("read", partial(self._table.read, key), LedgerUnavailable)
+
+    def swap(self, old: Record | None, new: Record) -> Record | None:
+        return self._worker.io(
+            "swap", partial(self._swap, old, new), LedgerUnavailable, late=partial(self._table.delay, old, new)
+        )
+
+    def _swap(self, old: Record | None, new: Record) -> Record | None:
+        stored = self._table.swap(old, new)
+        if stored is None:
+            self._worker.wrote(old, new)
+        return stored
+
+    def list(self, state: State, limit: int) -> Iterator[Record]:
+        return self._worker.io("list", partial(self._table.list, state, limit), LedgerUnavailable)
+
+    def count(self) -> Mapping[State, int]:
+        return self._table.count()
+
+    def read_cell(self, name: str) -> bytes | None:
+        return self._table.read_cell(name)
+
+    def swap_cell(self, name: str, old: bytes | None, new: bytes) -> bytes | None:
+        return self._table.swap_cell(name, old, new)
+
+    def close(self) -> None:
+        return
+
+
+class _Line:
+    """A worker's connection to the provider: the adapter, as far as the protocol can tell."""
+
+    def __init__(self, worker: _Worker, side: AcceptingSide) -> None:
+        self.contract = side.contract
+        self._worker = worker
+        self._side = side
+
+    def check(self, email: Email) -> None:
+        assert email
+
+    def send(self, email: Email, provider_key: str, deadline: Deadline) -> Outcome:
+        return self._worker.heard(self._send(email, provider_key, deadline))
+
+    def _send(self, email: Email, provider_key: str, deadline: Deadline) -> Outcome:
+        fault = self._worker.meet("send")
+        kind = None if fault is None else fault.kind
+        if kind is Kind.NOT_SENT:
+            return self._read(NoAnswer(Phase.NOT_CONNECTED, "connection refused"))
+        # As the HTTP client does, right before the first byte.
+        if deadline.left() <= 0:
+            return self._read(NoAnswer(Phase.NOT_WRITTEN, "the deadline passed before the first byte"))
+        if kind in _REFUSALS:
+            return self._read(_REFUSALS[kind])
+        self._worker.asks()
+        heard = self._ask(email, provider_key, fault)
+        if heard is None:
+            self._worker.hold(max(0.0, deadline.left()))
+            return self._read(NoAnswer(Phase.WRITTEN, "no answer"))
+        return self._read(heard)
+
+    def _ask(self, email: Email, provider_key: str, fault: Fault | None) -> Answer | None:
+        """Send the request, and wait for its answer, which may never come."""
+        world = self._worker.world
+
+        def request() -> Answer:
+            return self._side.request(email, provider_key, world.scheduler.now)
+
+        if fault is None or fault.kind in _BEFORE_THE_CALL:
+            return request()
+        match fault.kind:
+            case Kind.LATE | Kind.CRASH_LATE:
+                world.later(fault.size, lambda: void(request()))
+            case Kind.FAILED:
+                return answer(500)
+            case Kind.PAUSE_AFTER:
+                heard = request()
+                self._worker.hold(fault.size)
+                return heard
+            case Kind.LOST | Kind.CRASH_AFTER:
+                request()
+        if fault.kind in {Kind.CRASH_AFTER, Kind.CRASH_LATE}:
+            raise Crash
+        return None
+
+    def _read(self, found: Answer | NoAnswer) -> Outcome:
+        return reading.outcome(self.contract, found)
+
+    def find(self, provider_key: str, since: float, deadline: Deadline) -> Sighting:
+        worker = self._worker
+        fault = worker.meet("find")
+        assert since > 0
+        if deadline.left() <= 0 or (fault is not None and fault.kind is Kind.BEFORE):
+            return CannotTell("no answer")
+        sighting = self._side.look(provider_key, worker.world.scheduler.now)
+        if fault is None:
+            return sighting
+        if fault.kind is Kind.PAUSE_AFTER:
+            worker.hold(fault.size)
+        # The contract allows for one such miss of an email.
+        if fault.kind is Kind.MISSED and provider_key not in worker.world.missed:
+            worker.world.missed.add(provider_key)
+            return Missing()
+        return sighting
+
+
+def void(_answer: Answer) -> None:
+    """Nobody hears it."""
+
+
+_REFUSALS: Mapping[Kind | None, Answer] = {
+    Kind.LIMITED: answer(429, {"retry-after": "7"}),
+    Kind.GATE: answer(403),
+    Kind.BUSY: answer(409, code="in_progress"),
+}
+_BEFORE_THE_CALL = {Kind.PAUSE_BEFORE, Kind.STEP}
+
+
+@dataclass(slots=True)
+class Letter:
+    """A message in the queue; `receipt` counts its deliveries."""
+
+    number: int
+    message: Message[None]
+    job: str
+    receipt: int = 0
+    in_flight: bool = False
+
+
+class Queue:
+    """A broker that delivers at least once, in any order. What it has acknowledged to a producer is never lost."""
+
+    def __init__(self, world: World) -> None:
+        self.letters: dict[int, Letter] = {}
+        self.dead: list[tuple[Letter, str]] = []
+        self._world = world
+        self._ready: list[Letter] = []
+        self._last = 0
+
+    def put(self, message: Message[None], job: str) -> None:
+        self._last += 1
+        letter = self.letters[self._last] = Letter(self._last, message, job)
+        self._due(letter, 0.0)
+
+    def take(self) -> Letter | None:
+        """The next message that is ready; if nothing is said about it, it is ready again after the visibility."""
+        while self._ready:
+            letter = self._ready.pop(0)
+            if letter.number in self.letters:
+                letter.receipt += 1
+                letter.in_flight = True
+                return letter
+        return None
+
+    @property
+    def has_ready(self) -> bool:
+        return bool(self._ready)
+
+    def holds(self, key: str) -> bool:
+        return any(letter.message.kwargs.get("key") == key for letter in self.letters.values())
+
+    def expire(self, letter: Letter, receipt: int, seconds: float) -> None:
+        """Nobody extends this delivery any more."""
+        self._world.later(seconds, lambda: self._expired(letter, receipt))
+
+    def end(self, letter: Letter, receipt: int, disposition: Disposition) -> None:
+        """What a worker says about its delivery; about one that is another worker's by now, only that it is done."""
+        if letter.number not in self.letters:
+            return
+        match disposition:
+            case Acknowledge():
+                self._world.check_acknowledged(letter)
+                del self.letters[letter.number]
+            case Retry(delay_seconds=delay, tried=tried) if letter.receipt == receipt:
+                tries = letter.message.options.get("tries", 0) + tried
+                letter.message = replace(letter.message, options={"tries": tries})
+                self._due(letter, delay)
+            case Bury(reason=reason) if letter.receipt == receipt:
+                del self.letters[letter.number]
+                self.dead.append((letter, reason))
+
+    def _expired(self, letter: Letter, receipt: int) -> None:
+        if letter.in_flight and letter.receipt == receipt and letter.number in self.letters:
+            self._due(letter, 0.0)
+
+    def _due(self, letter: Letter, seconds: float) -> None:
+        letter.in_flight = False
+        self._world.later(seconds, lambda: self._make_ready(letter))
+
+    def _make_ready(self, letter: Letter) -> None:
+        self._ready.append(letter)
+        self._world.dispatch()
+
+
+class _Producing:
+    """A worker's connection to the queue, as far as it enqueues."""
+
+    def __init__(self, worker: _Worker) -> None:
+        self._worker = worker
+
+    def enqueue(self, message: Message[None], *, delay: int | None = None) -> Message[None]:
+        assert delay is None
+        worker = self._worker
+        worker.io("enqueue", partial(worker.world.queue.put, message, worker.name), BrokerUnavailable)
+        return message
+
+
+class _Worker:
+    """One process; after a crash, another one takes its place on the same machine."""
+
+    def __init__(self, world: World, number: int, skew: float) -> None:
+        self.world = world
+        self.name = f"worker-{number}"
+        self.clock = Clock(world, skew, boot=world.scheduler.now - 1_000.0 * number)
+        self.clock.held = self.hold
+        self.busy = False
+        self.number = number
+        self._unanswered = False
+        self._call: Call | None = None
+        self._delivery: tuple[Letter, int, float] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Begin anew: what a process knows is gone."""
+        world = self.world
+        store = _Store(self, world.table)
+        self.ledger = Ledger(
+            store,
+            policy=world.policy,
+            provider="simulated",
+            clock=self.clock,
+            new_id=world.new_id,
+            jitter=world.jitter,
+        )
+        line = _Line(self, world.side)
+        gate = Gate(store, "simulated", clock=self.clock, probe_seconds=2 * HTTP, jitter=world.jitter)
+        heed: dict[str, Any] = {"heed": gate.heed} if world.gated else {}
+        sender = Sender(
+            self.ledger,
+            line,
+            clock=self.clock,
+            http_timeout_seconds=HTTP,
+            namespace=NAMESPACE,
+            reach=self._reach,
+            **heed,
+        )
+        broker: Any = _Producing(self)
+        self._performer = Performer(
+            sender, broker, world.functions, ledger=self.ledger, gate=gate, policy=world.policy, clock=self.clock
+        )
+        self.reconciler = Reconciler(
+            self.ledger,
+            {"simulated": line},
+            clock=self.clock,
+            namespace=NAMESPACE,
+            patience=PATIENCE,
+            resume=lambda key: void_message(broker.enqueue(resume_message(key))),
+        )
+
+    def deliver(self, letter: Letter) -> None:
+        """Perform one message, and say what becomes of it."""
+        self.busy = True
+        self.name = letter.job
+        receipt = letter.receipt
+        self._delivery = letter, receipt, self.world.scheduler.now + VISIBILITY
+        try:
+            self._perform(letter, receipt)
+        except Crash:
+            self._crashed()
+        finally:
+            self._delivery = None
+            self.busy = False
+            self.name = f"worker-{self.number}"
+        self.world.dispatch()
+
+    def _perform(self, letter: Letter, receipt: int) -> None:
+        message = letter.message
+        self._call, self._unanswered = None, False
+        disposition = self._performer.perform(message, message.kwargs)
+        self._check_answered()
+        self.world.say(self, lambda: f"{type(disposition).__name__}")
+        try:
+            self.io("dispose", partial(self.world.queue.end, letter, receipt, disposition), BrokerUnavailable)
+        except BrokerUnavailable:
+            self._expire()
+
+    def _check_answered(self) -> None:
+        if self._call is not None and not self._unanswered:
+            self.world.check_answered(self._call)
+
+    def reconcile(self) -> None:
+        """One run of this machine's reconciler."""
+        self.busy = True
+        self.name = f"{_RECONCILER}-{self.number}"
+        try:
+            self.reconciler.run()
+        except IdemError:
+            pass
+        except Crash:
+            self._crashed()
+        finally:
+            self.busy = False
+            self.name = f"worker-{self.number}"
+        self.world.dispatch()
+
+    def _crashed(self) -> None:
+        self.world.say(self, lambda: "has crashed")
+        self._expire()
+        self._call = None
+        self.clock.deaf_until = 0.0
+        self.start()
+
+    def _expire(self) -> None:
+        if self._delivery is not None:
+            letter, receipt, until = self._delivery
+            self.world.queue.expire(letter, receipt, max(0.0, until - self.world.scheduler.now))
+
+    # Steps, and what they meet.
+
+    def meet(self, op: str) -> Fault | None:
+        """Come to a step: time goes on, and what can happen before it happens."""
+        world = self.world
+        world.scheduler.now += _STEP_SECONDS
+        if len(world.faults.met) > _MOST_STEPS * len(world.scenario.jobs):
+            raise Violation("L0 it does not come to an end")
+        fault = world.faults.meet(self.name, op)
+        if fault is None:
+            world.say(self, lambda: op)
+            return None
+        world.say(self, lambda: f"{op}: {fault}")
+        if fault.kind is Kind.PAUSE_BEFORE:
+            self.hold(fault.size)
+        elif fault.kind is Kind.STEP:
+            world.step_clock(self, fault.size)
+        elif fault.kind is Kind.CRASH_BEFORE:
+            raise Crash
+        return fault
+
+    def io(
+        self,
+        op: str,
+        apply: Callable[[], _T],
+        error: type[IdemError],
+        late: Callable[[int], None] | None = None,
+    ) -> _T:
+        """One step: apply it, or what its fault makes of it."""
+        fault = self.meet(op)
+        if error is LedgerUnavailable:
+            self._unanswered = True
+            if self.world.scheduler.now < self.clock.deaf_until:
+                raise error("no answer")
+        result = self._apply(fault, apply, error, late)
+        self._unanswered = False
+        return result
+
+    def _apply(
+        self, fault: Fault | None, apply: Callable[[], _T], error: type[IdemError], late: Callable[[int], None] | None
+    ) -> _T:
+        if fault is None or fault.kind in _BEFORE_THE_CALL:
+            return apply()
+        match fault.kind:
+            case Kind.OUTAGE:
+                self.clock.deaf_until = self.world.scheduler.now + fault.size
+            case Kind.LATE | Kind.CRASH_LATE if late is not None:
+                self.clock.deaf_until = self.world.scheduler.now + _DEAF_SECONDS
+                late(int(fault.size))
+            case Kind.RETRIED:
+                apply()
+                return apply()
+            case Kind.PAUSE_AFTER:
+                result = apply()
+                self.hold(fault.size)
+                return result
+            case Kind.LOST | Kind.CRASH_AFTER:
+                apply()
+        if fault.kind in {Kind.CRASH_AFTER, Kind.CRASH_LATE}:
+            raise Crash
+        raise error("no answer")
+
+    def hold(self, seconds: float) -> None:
+        """Let time pass for this process; what it has in hand may come to another one meanwhile."""
+        if self._delivery is not None:
+            letter, receipt, until = self._delivery
+            left = until - self.world.scheduler.now
+            if 0 <= left < seconds:
+                self.world.queue.expire(letter, receipt, left)
+        self.world.scheduler.hold(seconds)
+
+    def _reach(self, point: Point) -> None:
+        if self.world.points:
+            fault = self.meet("point")
+            assert fault is None or fault.kind is not Kind.CRASH_BEFORE, point
+
+    # What the oracle notes.
+
+    def wrote(self, old: Record | None, new: Record) -> None:
+        """A write of this worker was applied."""
+        self.world.say(self, lambda: f"wrote {new.key} {new.state} v{new.version}")
+        if new.state is State.SENDING and (old is None or _begins(old, new)):
+            self._call = self.world.calls.get(new.claim_id)
+
+    def asks(self) -> None:
+        """Something of the request may leave this machine."""
+        if self._call is not None:
+            self._call.asked = True
+
+    def heard(self, outcome: Outcome) -> Outcome:
+        """An answer has come in."""
+        self.world.say(self, lambda: f"heard {type(outcome).__name__}")
+        if self._call is not None:
+            self._call.outcome = outcome
+        return outcome
+
+
+def _begins(old: Record, new: Record) -> bool:
+    """Whether an attempt begins with this write, and no evidence is noted beside one."""
+    return old.state is not State.SENDING or old.claim_id != new.claim_id
+
+
+def void_message(_message: Message[None]) -> None:
+    """Nobody needs it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """All that a run depends on, its faults apart. `skews` has a machine each; `points` makes crash points steps."""
+
+    offer: Offer
+    jobs: tuple[Job, ...]
+    skews: tuple[float, ...] = (0.0, 0.0)
+    seed: int = 0
+    gated: bool = False
+    points: bool = False
+    clerk: bool = True
+
+
+class World:
+    """One run. `trace` is filled when asked for: a line a step, the same for the same scenario and plan."""
+
+    def __init__(self, scenario: Scenario, faults: Faults, *, tracing: bool = False) -> None:
+        self.scenario = scenario
+        self.faults = faults
+        self.scheduler = Scheduler(START)
+        self.gated = scenario.gated
+        self.points = scenario.points
+        self.policy = Policy(
+            lease_seconds=LEASE, http_timeout_seconds=HTTP, window_seconds=scenario.offer.window_seconds
+        )
+        self.side = AcceptingSide(scenario.offer)
+        self.table = Table(self._applied)
+        self.queue = Queue(self)
+        self.calls: dict[str, Call] = {}
+        self.known: set[str] = set()
+        self.missed: set[str] = set()
+        self.trace: list[str] = []
+        self.keys: dict[str, str] = {}
+        self._tracing = tracing
+        self._chance = random.Random(scenario.seed)
+        self.jitter = self._chance.random
+        self._ids = count(1)
+        self._built = count(1)
+        self._pause = _SEARCH_SECONDS if scenario.offer is Offer.SEARCHABLE else _RECONCILE_SECONDS
+        self._quiet = 0.0
+        self._writes_seen = -1
+        self.functions: dict[str, JobFunction] = {"build": self._build}
+        self._workers = [_Worker(self, number, skew) for number, skew in enumerate(scenario.skews, 1)]
+
+    def run(self) -> None:
+        """Until everything has come to rest; what was late to the last arrives then. Raises `Violation`."""
+        for job in self.scenario.jobs:
+            self._announce(job)
+        if self.scenario.clerk:
+            self.later(self._pause, self._reconcile)
+        self.scheduler.run()
+        self.table.arrive()
+
+    def new_id(self) -> str:
+        """A claim id."""
+        return f"c{next(self._ids)}"
+
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        """Let it happen after so many true seconds."""
+        self.scheduler.at(self.scheduler.now + seconds, action)
+
+    def say(self, worker: _Worker, what: Callable[[], str]) -> None:
+        """Write into the trace."""
+        if self._tracing:
+            at = self.scheduler.now - START
+            self.trace.append(f"{at:12.3f} machine {worker.number} {worker.name}: {what()}")
+
+    def step_clock(self, worker: _Worker, seconds: float) -> None:
+        """Somebody sets a machine's wall clock."""
+        worker.clock.skew += seconds
+
+    # What is asked for.
+
+    def _announce(self, job: Job) -> None:
+        if job.unknown_until:
+            self.later(job.unknown_until, lambda: self.functions.update(late=self._build))
+        for number, seconds in enumerate(job.copies):
+            self.later(seconds, partial(self._produce, job, number))
+
+    def _produce(self, job: Job, number: int) -> None:
+        """A producer: what it is not sure of, it enqueues again."""
+        message = self._message(job, number)
+        for _ in range(10):
+            fault = self.faults.meet(job.name, "enqueue")
+            if fault is None or fault.kind is Kind.LOST:
+                self.queue.put(message, job.name)
+            if fault is None:
+                return
+
+    def _message(self, job: Job, number: int) -> Message[None]:
+        key = job.name if job.keyed else None
+        if job.emails is None:
+            email = self._email(job, job.name, "other" if job.conflict and number else "text")
+            message = email_message(email, key, job.choice)[0]
+        else:
+            name = "late" if job.unknown_until else "build"
+            message = job_message(name, [job.name, job.emails], {}, key, job.choice)[0]
+        kwargs = (
+            message.kwargs if job.keyed else {name: value for name, value in message.kwargs.items() if name != "key"}
+        )
+        message_id = f"message-{job.name}"
+        own = job.name if job.keyed else message_id
+        members = [f"/{n}" for n in range(1, job.emails + 1)] if job.emails is not None and job.emails > 1 else [""]
+        self.keys |= {f"{job.name}{member}": f"{own}{member}" for member in members}
+        return replace(message, kwargs=kwargs, message_id=message_id, message_timestamp=int(self.scheduler.now * 1000))
+
+    def _email(self, job: Job, name: str, text: str) -> Email:
+        subject = f"{INVALID} {name}" if job.invalid else name
+        return Email(from_="shop@example.com", to="ann@example.com", subject=subject, text=text)
+
+    def _build(self, name: str, emails: int) -> list[Email] | Email | None:
+        """A function that never builds the same twice."""
+        texts = [f"built {next(self._built)}" for _ in range(emails)]
+        job = Job(name)
+        if emails > 1:
+            return [self._email(job, f"{name}/{number}", text) for number, text in enumerate(texts, 1)]
+        return self._email(job, name, texts[0]) if emails else None
+
+    # Who does it.
+
+    def dispatch(self) -> None:
+        """Something is ready, or somebody free."""
+        if self.queue.has_ready:
+            self.scheduler.at(self.scheduler.now, self._assign)
+
+    def _assign(self) -> None:
+        free = [worker for worker in self._workers if not worker.busy]
+        letter = self.queue.take() if free else None
+        if letter is not None:
+            worker = free[0] if len(free) == 1 else free[int(self._chance.random() * len(free))]
+            if len(free) > 1:
+                self.dispatch()
+            worker.deliver(letter)
+
+    def _reconcile(self) -> None:
+        if self._is_through():
+            return
+        free = [worker for worker in self._workers if not worker.busy]
+        self.later(self._pause, self._reconcile)
+        if free:
+            free[int(self._chance.random() * len(free))].reconcile()
+
+    def _is_through(self) -> bool:
+        """Whether nothing can change any more: all ended, or the reconcilers have long found nothing to do."""
+        if self.queue.letters or any(worker.busy for worker in self._workers):
+            self._quiet = 0.0
+            return False
+        if all(self._rests(record) for record in self.table.records()):
+            return True
+        self._quiet = self._quiet + self._pause if self.table.writes == self._writes_seen else 0.0
+        self._writes_seen = self.table.writes
+        return self._quiet > _QUIET_SECONDS
+
+    def _rests(self, record: Record) -> bool:
+        hopeful = self.scenario.offer is Offer.SEARCHABLE or record.in_doubt in {InDoubt.RESEND, InDoubt.DROP}
+        return record.ended and not (record.state is State.IN_DOUBT and hopeful)
+
+    # What is looked at while it happens.
+
+    def _applied(self, old: Record | None, new: Record) -> None:
+        if old is not None and old.state in _FINAL and new.state is not old.state:
+            raise Violation(f"L0 {new.key}: {old.state} became {new.state}")
+        if new.state is State.SENDING:
+            self.calls.setdefault(new.claim_id, Call(new.key, new.claim_id))
+        elif old is not None and old.state is State.SENDING and new.claim_id == old.claim_id:
+            self.calls[old.claim_id].recorded = True
+
+    def check_answered(self, call: Call) -> None:
+        """A ledger that answers is told of the attempt by who made it, unless somebody else has taken over."""
+        record = self.table.read(call.key)
+        if record is not None and record.state is State.SENDING and record.claim_id == call.claim_id:
+            raise Violation(f"Q {call.key}: its claim is held by nobody")
+        if isinstance(call.outcome, Accepted):
+            self.known.add(call.key)
+
+    def check_acknowledged(self, letter: Letter) -> None:
+        """A: what is acknowledged has ended, durably, and what it split into is in the queue or has a record."""
+        kwargs = letter.message.kwargs
+        key = kwargs.get("key", letter.message.message_id)
+        record = self.table.read(key)
+        if record is None or not record.ended:
+            raise Violation(f"A {key}: acknowledged while {record.state if record else 'absent'}")
+        if record.state is State.SPLIT:
+            for part in parts_of(record):
+                assert isinstance(part, Ready)
+                if self.table.read(part.key) is None and not self.queue.holds(part.key):
+                    raise Violation(f"A {part.key}: nobody has it, and the list it belongs to is acknowledged")
+
+
+_FINAL = {State.SENT, State.REJECTED, State.SPLIT}
