@@ -61,6 +61,7 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
         Kind.BEFORE, Kind.LOST, Kind.LATE, Kind.RETRIED, Kind.OUTAGE, Kind.CRASH_LATE, *_CRASHES, *_PAUSES,
     ),
     "read": (Kind.BEFORE, Kind.OUTAGE, *_CRASHES, *_PAUSES),
+    "asked": (Kind.BEFORE, Kind.CRASH_BEFORE),
     "list": (Kind.BEFORE, Kind.CRASH_BEFORE),
     "send": (
         Kind.BEFORE, Kind.LOST, Kind.LATE, Kind.CRASH_LATE, Kind.NOT_SENT, Kind.LIMITED, Kind.GATE, Kind.BUSY,

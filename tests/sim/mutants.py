@@ -205,7 +205,7 @@ MUTANTS: Mapping[str, Callable[[], Sequence[Patch]]] = {
     ],
     "a list acknowledged without its emails": lambda: [_swap(actors.Performer, "_dispose", _forget_parts)],
     "recorded before it is sent": lambda: [_swap(send.Sender, "_call", _send_after_recording)],
-    "the fingerprint is ignored": lambda: [_swap(protocol, "_conflicts", _never)],
+    "the fingerprint is ignored": lambda: [_swap(protocol, "conflicts", _never)],
     "a sent record is claimed again": lambda: [_row(CLAIM, Standing.SENT, Move.BEGIN)],
     "a live claim is taken": lambda: [_row(CLAIM, Standing.SENDING_LIVE, Move.BEGIN)],
     "a takeover does not look at the window": lambda: [_row(CLAIM, Standing.UNSURE_CLOSED, Move.REPLAY)],

@@ -50,7 +50,7 @@ _DEAF_SECONDS = 150.0
 _RECONCILE_SECONDS = 1_800.0
 _SEARCH_SECONDS = 31.0
 #: When reconcilers have found nothing to do for so long, they are through: longer than any patience of theirs.
-_QUIET_SECONDS = 4_000.0
+_QUIET_SECONDS = 40_000.0
 _RECONCILER = "reconciler"
 #: More than any job can need.
 _MOST_STEPS = 2_000
@@ -182,6 +182,9 @@ class _Store:
 
     def list(self, state: State, limit: int) -> Iterator[Record]:
         return self._worker.io("list", partial(self._table.list, state, limit), LedgerUnavailable)
+
+    def asked(self, limit: int) -> Iterator[Record]:
+        return self._worker.io("asked", partial(self._table.asked, limit), LedgerUnavailable)
 
     def count(self) -> Mapping[State, int]:
         return self._table.count()
