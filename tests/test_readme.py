@@ -122,7 +122,7 @@ _COUNT = (
 
 def test_every_block_is_run_by_a_test() -> None:
     """The rights of an ACL user are in `workers/brokers/test_servers.py`."""
-    assert len(_BLOCKS) == 7
+    assert len(_BLOCKS) == 8
 
 
 def test_runbook(tmp_path: Path) -> None:

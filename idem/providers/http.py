@@ -259,6 +259,10 @@ class _Stream(httpcore2.NetworkStream):
     def close(self) -> None:
         self._socket.close()
 
+    def __del__(self) -> None:
+        # A connection belongs to one thread and ends with it; nobody else could close it.
+        self._socket.close()
+
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable":
             return _is_readable(self._socket)

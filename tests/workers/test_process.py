@@ -179,7 +179,7 @@ class TestStopping:
 
 _STOP_AT_EVERY_LINE = """
 import signal, sys
-from workers.process import _stop_signals
+from workers.process import stop_signals
 def tracer(line):
     def trace(frame, event, arg):
         nonlocal line
@@ -190,7 +190,7 @@ def tracer(line):
         return trace
     return trace
 for line in range(1, 60):
-    with _stop_signals() as stop:
+    with stop_signals() as stop:
         sys.settrace(tracer(line))
         while not stop.wait(0.0001):
             pass

@@ -90,9 +90,17 @@ def connect(url: str) -> Link:
     scheme, _, rest = url.partition("://")
     base, _, kind = scheme.partition("+")
     try:
-        return Link(_CONNECTORS[kind](urlsplit(f"{_SCHEMES[base]}://{rest}")))
+        return Link(_CONNECTORS[kind](_split(_SCHEMES[base], rest)))
     except (ValueError, TypeError, KeyError):
         raise SettingsError(_MALFORMED) from None
+
+
+def _split(scheme: str, rest: str) -> SplitResult:
+    """The URL in parts. Some versions of Python take no list of hosts that has an IPv6 address behind its first one."""
+    authority = rest[: min((rest.find(mark) for mark in "/?#" if mark in rest), default=len(rest))]
+    if "," not in authority:
+        return urlsplit(f"{scheme}://{rest}")
+    return urlsplit(f"{scheme}://localhost{rest[len(authority) :]}")._replace(netloc=authority)
 
 
 def client_options() -> dict[str, Any]:

@@ -151,6 +151,8 @@ def reset(connection: socket.socket) -> None:
 
 
 def reset_at_once(_server: Server, connection: socket.socket) -> None:
+    # Once a byte has come: before that, the client may not even have noticed that it was connected.
+    connection.recv(1, socket.MSG_PEEK)
     reset(connection)
 
 
