@@ -115,6 +115,12 @@ class TestDynamoStore(StoreContract):
         store.swap(gone, advance(gone, state=State.SENT))
         assert store.count()[State.RETRY] == 1
 
+    @pytest.fixture(autouse=True)
+    def judge_of_races(self, request: pytest.FixtureRequest) -> None:
+        """Moto has no lock: it was seen to let two writers win, so that it judges no race."""
+        if request.node.name.startswith("test_no_update_is_lost[moto"):
+            pytest.skip("moto loses updates of several threads")
+
     @pytest.mark.parametrize("state", [State.SENDING, State.RENDERING])
     def test_what_is_in_flight_is_found_in_the_table(self, open_store: Opener, state: State) -> None:
         """The one longest unchanged first, whatever its key; of this namespace only, and none that has ended."""
