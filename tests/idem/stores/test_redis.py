@@ -33,6 +33,7 @@ from idem.stores import redis as module
 from idem.stores.redis import RedisStore, Sync, connector
 from tests import valkey
 from tests.fakes import FakeClock, FakeProvider, make_email
+from tests.ports import free_port
 from tests.records import make_record
 from tests.valkey import DURABLE, Cluster, Proxy, Server, ask, wait_for
 
@@ -833,13 +834,13 @@ def _complaint(store: RedisStore) -> str:
 
 
 def test_a_server_that_is_not_there() -> None:
-    store = RedisStore(connector(f"redis://127.0.0.1:{valkey.free_port()}"))
+    store = RedisStore(connector(f"redis://127.0.0.1:{free_port()}"))
     assert "does not answer" in refusal(store, lambda: store.read("k"))
 
 
 def test_nothing_is_connected_before_it_is_used() -> None:
     """Of a cluster too, whose client connects when it is made."""
-    RedisStore(connector(f"redis+cluster://127.0.0.1:{valkey.free_port()}")).close()
+    RedisStore(connector(f"redis+cluster://127.0.0.1:{free_port()}")).close()
 
 
 @pytest.mark.parametrize(

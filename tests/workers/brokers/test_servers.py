@@ -17,7 +17,8 @@ from dramatiq.broker import MessageProxy
 from dramatiq.errors import ConnectionClosed
 
 from idem.errors import BrokerError, BrokerUnavailable, SettingsError
-from tests.valkey import DURABLE, Cluster, Sentinels, Server, ask, free_port, wait_for
+from tests.ports import free_port
+from tests.valkey import DURABLE, Cluster, Sentinels, Server, ask, wait_for
 from tests.workers.parts import Sandbox, StartIdem, make_email
 from workers.brokers.base import Acknowledge, Backlog, Bury, Retry, dispose
 from workers.brokers.redis import RedisBroker
