@@ -221,27 +221,38 @@ def last_attempt_at(record: Record) -> float:
 
 
 def is_look_due(record: Record, lookup: Lookup, lease_seconds: float, now: float) -> bool:
-    """Whether a look-up now would count: not too early to show the last attempt, nor too late to show the first.
+    """Whether to look now: once the last attempt's lease is over, and as long as the first one would still show.
 
-    An attempt may still reach the provider until its lease is over, and shows up a lag after that.
+    What is found early ends the doubt; that nothing was is no proof yet, and the next look comes after twice the time.
     """
-    quiet_at = last_attempt_at(record) + lease_seconds + lookup.lag_seconds
+    last = last_attempt_at(record)
     since = record.unsure_since if record.unsure_since is not None else record.created_at
-    if not quiet_at <= now < since + lookup.horizon_seconds:
+    if not last + lease_seconds <= now < since + lookup.horizon_seconds:
         return False
-    seen = negatives(record, lookup, lease_seconds)
-    return not seen or now >= seen[-1] + _pause(lookup, lease_seconds)
+    counted = negatives(record, lookup, lease_seconds)
+    if counted:
+        return now >= counted[-1] + _pause(lookup, lease_seconds)
+    early = [at for at in _missed(record) if at > last]
+    return not early or now >= min(_quiet_at(record, lookup, lease_seconds), last + 2 * (early[-1] - last))
 
 
 def negatives(record: Record, lookup: Lookup, lease_seconds: float) -> tuple[float, ...]:
     """When look-ups that count showed none: at this provider, after its last attempt, and well apart."""
-    quiet_at = last_attempt_at(record) + lease_seconds + lookup.lag_seconds
-    counted: list[float] = []
-    for item in record.evidence:
-        ours = item.kind == MISSING and item.detail == record.provider
-        if ours and item.at >= (counted[-1] + _pause(lookup, lease_seconds) if counted else quiet_at):
-            counted.append(item.at)
+    earliest, counted = _quiet_at(record, lookup, lease_seconds), list[float]()
+    for at in _missed(record):
+        if at >= earliest:
+            counted.append(at)
+            earliest = at + _pause(lookup, lease_seconds)
     return tuple(counted)
+
+
+def _missed(record: Record) -> list[float]:
+    return [item.at for item in record.evidence if item.kind == MISSING and item.detail == record.provider]
+
+
+def _quiet_at(record: Record, lookup: Lookup, lease_seconds: float) -> float:
+    """An attempt may still reach the provider until its lease is over, and shows up a lag after that."""
+    return last_attempt_at(record) + lease_seconds + lookup.lag_seconds
 
 
 def _pause(lookup: Lookup, lease_seconds: float) -> float:

@@ -137,11 +137,28 @@ def test_an_acceptance_that_a_look_up_shows_settles_it(bench: Bench) -> None:
     assert bench.resumed == []
 
 
-def test_nobody_looks_before_the_attempt_is_over_and_its_effect_would_show(bench: Bench) -> None:
-    """A request may reach the provider after its client gave up; one that is looked for too early is not missing."""
+def test_nobody_looks_before_the_attempt_is_over(bench: Bench) -> None:
     bench.doubt(accepted=True)
-    assert after(bench, LEASE + LAG - 1) == {}
+    assert after(bench, LEASE - 1) == {}
     assert bench.provider.asked == []
+
+
+def test_an_acceptance_that_shows_early_settles_it_early(bench: Bench) -> None:
+    bench.doubt(accepted=True)
+    bench.provider.sightings = [Found("m1")]
+    assert after(bench, LEASE) == {Step.FOUND: 1}
+
+
+def test_early_looks_are_ever_further_apart_and_prove_nothing(bench: Bench) -> None:
+    """A request may reach the provider after its client gave up; one that is looked for too early is not missing."""
+    assert CONTRACT.lookup is not None
+    bench.provider.contract = replace(CONTRACT, lookup=replace(CONTRACT.lookup, lag_seconds=15 * LEASE))
+    bench.doubt(accepted=False)
+    begun = bench.clock.now()
+    while bench.clock.now() < begun + 16 * LEASE:
+        assert after(bench, LEASE / 4) == {}
+    assert [at - begun for at in bench.provider.asked] == [LEASE, 2 * LEASE, 4 * LEASE, 8 * LEASE, 16 * LEASE]
+    assert after(bench, 16 * LEASE) == {Step.NOT_FOUND: 1}, "of five early and late looks only the fifth had counted"
 
 
 def test_one_look_that_shows_nothing_proves_nothing(bench: Bench) -> None:
