@@ -77,9 +77,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--in-flight", type=int, default=32, help="jobs in flight at the kill whose recovery is timed")
     parser.add_argument("--cap", type=float, default=90.0, help="how long to wait for a recovery, in seconds")
-    parser.add_argument(
-        "--patience", type=float, default=45.0, help="seconds without a move that end a run"
-    )
+    parser.add_argument("--patience", type=float, default=45.0, help="seconds without a move that end a run")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=[kind.name for kind in CONTESTANTS])
     parser.add_argument("--json", type=Path, help="a file for the figures")
