@@ -36,7 +36,7 @@ _HEAD: Final = (
 
 
 @contextmanager
-def _stage(kind: type[Contestant], provider: str) -> Iterator[tuple[Contestant, Sandbox]]:
+def stage(kind: type[Contestant], provider: str) -> Iterator[tuple[Contestant, Sandbox]]:
     """An empty server, an empty sandbox and one contestant between them."""
     with tempfile.TemporaryDirectory() as name, open_scene(Path(name)) as scene:
         server = Server(Path(name, "valkey"), *DURABLE)
@@ -97,14 +97,14 @@ def main() -> None:
     _say(_HEAD)
     for provider in _PROVIDERS:
         for kind in kinds:
-            with _stage(kind, provider) as (contestant, sandbox):
+            with stage(kind, provider) as (contestant, sandbox):
                 chance = random.Random(given.seed)
                 tally = endure(contestant, sandbox, given, chance)
             _say(_line(kind, provider, tally))
             figures.append({"name": kind.name, "provider": provider, "lost": tally.lost} | dataclasses.asdict(tally))
     _say("\nrecovery after kill -9: to the next attempt of each job that was in flight")
     for kind in kinds:
-        with _stage(kind, "lettermint") as (contestant, sandbox):
+        with stage(kind, "lettermint") as (contestant, sandbox):
             values = recover(contestant, sandbox, jobs=given.in_flight, cap=given.cap)
         _say(f"{kind.name:<26}{_recovery(values, given.cap)}")
         figures.append({"name": kind.name, "recovery": values})
