@@ -96,13 +96,13 @@ def endure(contestant: Contestant, sandbox: Sandbox, size: Size, chance: random.
         while killed < size.kills and len(sandbox.accepted()) < size.jobs:
             # Long enough for the slowest to start and to work for a while.
             time.sleep(chance.uniform(2.0, 4.0))
-            _kill(workers.pop(chance.randrange(_WORKERS)))
+            kill(workers.pop(chance.randrange(_WORKERS)))
             workers.append(contestant.start())
             killed += 1
         seconds = _await_quiet(contestant, sandbox, size) - begun
     finally:
         for worker in workers:
-            _kill(worker)
+            kill(worker)
     counts = sandbox.accepted()
     return Tally(
         jobs=size.jobs,
@@ -140,7 +140,7 @@ def recover(contestant: Contestant, sandbox: Sandbox, *, jobs: int, cap: float) 
     waited = time.monotonic() + 60
     while len({key for _, key in sandbox.sends(since)}) < jobs and time.monotonic() < waited:
         time.sleep(0.05)
-    _kill(worker)
+    kill(worker)
     killed = time.time()
     sandbox.call("/api/faults", "DELETE")
     begun = {key for _, key in sandbox.sends(since)}
@@ -152,7 +152,7 @@ def recover(contestant: Contestant, sandbox: Sandbox, *, jobs: int, cap: float) 
             for at, key in sandbox.sends(killed):
                 again.setdefault(key, at - killed)
     finally:
-        _kill(heir)
+        kill(heir)
     return [again.get(key) for key in begun]
 
 
@@ -162,6 +162,7 @@ def percentile(values: Sequence[float | None], part: int) -> float | None:
     return ordered[min(len(ordered) - 1, len(ordered) * part // 100)]
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a worker with all its processes."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
