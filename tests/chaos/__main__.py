@@ -183,7 +183,8 @@ class _Play:
         )
         if not waits:
             return {}
-        return {name: round(waits[int(at * (len(waits) - 1))], 2) for name, at in (("p50", 0.5), ("p99", 0.99), ("max", 1))}
+        last = len(waits) - 1
+        return {name: round(waits[int(at * last)], 2) for name, at in (("p50", 0.5), ("p99", 0.99), ("max", 1))}
 
 
 def _show(outcome: Outcome) -> None:

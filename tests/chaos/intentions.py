@@ -1,4 +1,4 @@
-"""What is asked for: the jobs, the events and the mistakes of those who enqueue; written down before anything is sent."""
+"""What is asked for: the jobs, the events and the mistakes of those who enqueue; written down before it is sent."""
 
 from __future__ import annotations
 
@@ -179,5 +179,3 @@ class Poster(threading.Thread):
 
 def _email(subject: str, text: str) -> Email:
     return Email(from_="shop@example.com", to="customer@example.com", subject=subject, text=text)
-
-

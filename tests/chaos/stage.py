@@ -10,7 +10,7 @@ import sqlite3
 import tempfile
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,7 +64,7 @@ _DURATIONS = {
 class LedgerServer(Protocol):
     """What keeps the records, and what can happen to it."""
 
-    environ: Mapping[str, str]
+    environ: dict[str, str]
     #: Whether it can be killed and started again with all that it had acknowledged.
     restarts: bool
 
@@ -224,7 +224,7 @@ class Stage:
             own[f"IDEM_{provider}_TOKEN"] = "chaos"
         if lane is TRIGGERED:
             own["IDEM_STANDARD_WEBHOOK_SECRET"] = SECRETS["standard"]
-        return environ_without_settings() | _DURATIONS | dict(self.ledger.environ) | own
+        return environ_without_settings() | _DURATIONS | self.ledger.environ | own
 
     def close(self) -> None:
         for app in self.apps.values():

@@ -70,12 +70,10 @@ class Verdict:
 
 def effects(intentions: Iterable[Intention], progress: Progress, slots: Iterable[datetime]) -> list[Effect]:
     """Everything that was intended, whatever triggered it."""
-    found = [Effect(each.lane, subject, keys) for each in intentions for subject, keys in each.effects()]
-    for event_id in progress.events:
-        found.append(Effect(TRIGGERED, f"event {event_id}", (event_key("standard", event_id, "heard"),)))
-    for slot in slots:
-        found.append(Effect(TRIGGERED, f"{_BEAT}{slot:%Y-%m-%dT%H:%M:%SZ}", (slot_key("beat", slot),)))
-    return found
+    jobs = [Effect(each.lane, subject, keys) for each in intentions for subject, keys in each.effects()]
+    events = [Effect(TRIGGERED, f"event {name}", (event_key("standard", name, "heard"),)) for name in progress.events]
+    beats = [Effect(TRIGGERED, f"{_BEAT}{slot:%Y-%m-%dT%H:%M:%SZ}", (slot_key("beat", slot),)) for slot in slots]
+    return jobs + events + beats
 
 
 def slots_between(accepted: Iterable[dict[str, Any]], last: datetime | None) -> list[datetime]:

@@ -52,12 +52,12 @@ class Zygote:
     def __init__(self, environ: Mapping[str, str]) -> None:
         command = [sys.executable, "-m", "tests.chaos.zygote"]
         pipe = subprocess.PIPE
-        self._process = start_process(command, cwd=_ROOT, env=dict(environ), stdin=pipe, stdout=pipe, text=True)
+        self._process = start_process(command, cwd=_ROOT, env=dict(environ), stdin=pipe, stdout=pipe)
         self._started: SimpleQueue[int] = SimpleQueue()
         self._ended: SimpleQueue[tuple[int, int]] = SimpleQueue()
         self._lock = threading.Lock()
         assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "ready\n", "the zygote did not start"
+        assert self._process.stdout.readline() == b"ready\n", "the zygote did not start"
         self._reader = threading.Thread(target=self._read, name="zygote", daemon=True)
         self._reader.start()
 
@@ -66,7 +66,7 @@ class Zygote:
         order = {"log": str(log), "args": list(args), "environ": dict(environ)}
         with self._lock:
             assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps(order) + "\n")  # type: ignore[arg-type] # a text pipe, by its options
+            self._process.stdin.write(json.dumps(order).encode() + b"\n")
             self._process.stdin.flush()
             return self._started.get(timeout=60)
 
@@ -113,7 +113,7 @@ def shorten() -> None:
     from idem import reconcile  # noqa: PLC0415 - imported for its effect on this process alone
     from workers.sandbox.registry import DIALECTS  # noqa: PLC0415 - the same
 
-    reconcile.MAX_DELAY_SECONDS = LOST_SECONDS  # type: ignore[misc]
+    reconcile.__dict__["MAX_DELAY_SECONDS"] = LOST_SECONDS
     for dialect in DIALECTS:
         if dialect.contract.lookup is not None:
             object.__setattr__(dialect.contract.lookup, "lag_seconds", LAG_SECONDS)
