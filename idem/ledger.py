@@ -152,6 +152,15 @@ class Ledger:
         written = self._insist(claim.lease, lambda: self._change(claim, change, self._write))
         return written if isinstance(written, Lost) else Claim(written, lease)
 
+    def freeze_list(self, claim: Claim, body: bytes, cut: int | None = None) -> Claim | Lost:
+        """Fix a durable job's list, and how it is cut, before its emails are asked for."""
+
+        def change(record: Record) -> Record:
+            return protocol.freeze_list(record, body, now=self._clock.now(), cut=cut)
+
+        written = self._insist(claim.lease, lambda: self._change(claim, change, self._write))
+        return written if isinstance(written, Lost) else replace(claim, record=written)
+
     def split(self, claim: Claim, body: bytes, fingerprint: str, cut: int | None = None) -> Record | Lost:
         """Fix a list of emails, and how it is cut; they are sent under keys of their own."""
 

@@ -11,6 +11,7 @@
     REJECTED --resolve--> RETRY                        its cause is mended: the same job key, the next generation
     (absent) --claim--> RENDERING --freeze--> SENDING  a job that builds one email in the worker
                                   --freeze--> SPLIT    a job that built none or several: each has its own sub-key
+                                  --freeze--> RENDERING  and a durable one, before each is asked for under that key
     RENDERING --settle--> RETRY | REJECTED             the function failed: nothing was sent
     (absent) --ask--> PENDING --claim--> ...           a producer wrote it down first: claimed as if it were absent
     whatever may begin --claim--> EXPIRED              when it is too late to: instead of SENDING or RENDERING
@@ -670,6 +671,14 @@ def freeze(record: Record, body: bytes, fingerprint: str, *, now: float, policy:
         updated_at=now,
     )
     return _begin_attempt(frozen, now)
+
+
+def freeze_list(record: Record, body: bytes, *, now: float, cut: int | None = None) -> Record:
+    """RENDERING -> RENDERING: a list is fixed before its emails are asked for; whoever takes over asks for the same.
+
+    Without a fingerprint, so that the record stays one of which nothing is sent under its own key.
+    """
+    return replace(record, version=record.version + 1, body=body, call=None, cut=cut, updated_at=now)
 
 
 def split(record: Record, body: bytes, fingerprint: str, *, now: float, cut: int | None = None) -> Record:

@@ -40,6 +40,9 @@ CREDENTIALS = {
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
 }
 
+#: By their ports.
+_servers: dict[int, subprocess.Popen[bytes]] = {}
+
 _CACHE = Path.home() / ".cache" / "idem-workers-tests"
 _START_SECONDS = 60.0
 
@@ -148,6 +151,11 @@ def aws_environ(endpoint: str) -> dict[str, str]:
     return CREDENTIALS | {"IDEM_AWS_ENDPOINT_URL": endpoint}
 
 
+def send_signal(endpoint: str, number: int) -> None:
+    """Stop a server that was started here, or let it go on."""
+    _servers[int(endpoint.rpartition(":")[2])].send_signal(number)
+
+
 def _missing(what: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(f"{what} is missing, and CI needs it")
@@ -220,6 +228,7 @@ def _start(name: str, command: Sequence[str], port: int, environ: Mapping[str, s
     )
     os.close(descriptor)
     atexit.register(_stop, server, Path(log))
+    _servers[port] = server
     patience = time.monotonic() + _START_SECONDS
     while not _listens(port):
         if server.poll() is not None or time.monotonic() > patience:

@@ -68,6 +68,10 @@ class Server:
             self._process.kill()
             self._process.wait()
 
+    def signal(self, number: int) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+
     def _answers(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, "the Valkey server ended"

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from idem.bulk import Ready
+from idem.bulk import Part, Ready
 from idem.email import Email
 from idem.errors import EmailError, JobError, LedgerUnavailable
 from idem.keys import provider_key
 from idem.ledger import Ledger
 from idem.policy import Policy
-from idem.protocol import Record, State
+from idem.protocol import Intent, Record, State
 from idem.send import Ended, Later, Point, Refused, Render, Result, Sender
 from idem.stores.memory import MemoryStore
 from tests.fakes import Answer, Crash, FakeClock, FakeProvider, Fault, FaultyStore, make_email, outage
@@ -61,7 +61,7 @@ class Bench:
         assert record is not None
         return record
 
-    def deliver(self, source: Source, reach: Callable[[Point], None] = lambda _: None) -> Result | None:
+    def deliver(self, source: Source | Part, reach: Callable[[Point], None] = lambda _: None) -> Result | None:
         """One delivery of the message; None when nothing came of it, after which the lease runs out."""
         try:
             return self.sender(reach).send(source)
@@ -69,7 +69,7 @@ class Bench:
             self.clock.sleep(self.policy.lease_seconds)
             return None
 
-    def redeliver(self, source: Source) -> Ended:
+    def redeliver(self, source: Source | Part) -> Ended:
         """Deliver until the message has done its work, as a queue does."""
         for _ in range(10):
             result = self.deliver(source)
@@ -555,6 +555,24 @@ def test_a_crash_before_a_split_costs_nothing(bench: Bench, point: Point) -> Non
     source = Render("k", "report", lambda: [make_email("one"), make_email("two")])
     assert bench.deliver(source, crash_at(point)) is None
     assert len(bench.redeliver(source).emails) == 2
+
+
+@pytest.mark.parametrize("fault", [Fault.REFUSED, Fault.ANSWER_LOST])
+@pytest.mark.parametrize("write", range(1, 6))
+def test_what_was_asked_for_of_a_durable_list_is_what_takes_over(bench: Bench, write: int, fault: Fault) -> None:
+    """The function builds something else each time; a crash amid the asking must not mix two of them."""
+    built = itertools.count()
+    source = Render("k", "report", lambda: [make_email(f"{next(built)}"), make_email("two")])
+    ledger = Ledger(bench.store, policy=bench.policy, provider="fake", clock=bench.clock)
+    ledger.ask(Intent("k", job="report", call="{}"))
+    bench.store.faults = outage(1 + write, fault)
+    assert bench.deliver(source) is None
+    bench.store.faults.clear()
+    for email in bench.redeliver(source).emails:
+        assert isinstance(bench.redeliver(email), Ended)
+    assert [bench.stored(key).state for key in ("k", "k/1", "k/2")] == [State.SPLIT, State.SENT, State.SENT]
+    assert len(bench.provider.accepted) == 2
+    assert bench.stored("k/1").evidence == ()
 
 
 def test_an_explicit_key_beats_the_sub_key(bench: Bench) -> None:

@@ -1,0 +1,189 @@
+"""What came of it: the provider's log against the intentions. Our own ledger is asked only what it admits to."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from idem import LedgerUnavailable, Record, State
+from idem.keys import event_key, slot_key
+from tests.chaos.intentions import Intention, Progress
+from tests.chaos.stage import LANES, TRIGGERED, Lane, Stage
+
+_BEAT = "beat "
+_LINES = 40
+#: What no process of ours may say: a mistake in the program.
+_MISTAKE = re.compile(r"Traceback|a mistake of ours")
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """One email that was intended, and the records that may speak of it."""
+
+    lane: Lane
+    subject: str
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """The promise broken for one effect, with what to look at."""
+
+    kind: str
+    subject: str
+    detail: str
+    record: Any = None
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class LaneFigures:
+    """One lane: `in_doubt_accepted` are those in doubt of which the provider's log has an acceptance."""
+
+    intended: int = 0
+    accepted: int = 0
+    duplicates: int = 0
+    lost: int = 0
+    in_doubt: int = 0
+    in_doubt_accepted: int = 0
+
+
+@dataclass(slots=True)
+class Verdict:
+    """The figures, and every violation."""
+
+    lanes: dict[str, LaneFigures]
+    violations: list[Violation] = field(default_factory=list)
+
+    @property
+    def total(self) -> LaneFigures:
+        columns = [asdict(figures) for figures in self.lanes.values()]
+        return LaneFigures(**{name: sum(column[name] for column in columns) for name in columns[0]})
+
+
+def effects(intentions: Iterable[Intention], progress: Progress, slots: Iterable[datetime]) -> list[Effect]:
+    """Everything that was intended, whatever triggered it."""
+    jobs = [Effect(each.lane, subject, keys) for each in intentions for subject, keys in each.effects()]
+    events = [Effect(TRIGGERED, f"event {name}", (event_key("standard", name, "heard"),)) for name in progress.events]
+    beats = [Effect(TRIGGERED, f"{_BEAT}{slot:%Y-%m-%dT%H:%M:%SZ}", (slot_key("beat", slot),)) for slot in slots]
+    return jobs + events + beats
+
+
+def slots_between(accepted: Iterable[dict[str, Any]], last: datetime | None) -> list[datetime]:
+    """The slots that the schedule owes: from the first that was sent to the last that it was enqueued for."""
+    sent = [entry["subject"].removeprefix(_BEAT) for entry in accepted if entry["subject"].startswith(_BEAT)]
+    if not sent or last is None:
+        return []
+    first = datetime.fromisoformat(min(sent)).timestamp()
+    return [datetime.fromtimestamp(at, UTC) for at in range(int(first), int(last.timestamp()) + 1)]
+
+
+class Judge:
+    """Compares, one effect at a time."""
+
+    def __init__(self, stage: Stage, progress: Progress) -> None:
+        self._stage = stage
+        self._progress = progress
+
+    def unsettled(self, intended: Iterable[Effect]) -> Iterator[Effect]:
+        """What was not accepted so far, and has no end yet either."""
+        accepted = {entry["subject"] for entry in self._stage.sandbox.accepted}
+        for effect in intended:
+            if effect.subject not in accepted:
+                record = self.record(effect)
+                if record is None or not _is_end(effect.lane, record):
+                    yield effect
+
+    def record(self, effect: Effect) -> Record | None:
+        """The record that speaks of it."""
+        ledger = self._stage.apps[effect.lane].ledger
+        try:
+            return next(filter(None, map(ledger.read, effect.keys)), None)
+        except LedgerUnavailable:
+            return None
+
+    def judge(self, intended: list[Effect]) -> Verdict:
+        verdict = Verdict({lane.name: LaneFigures() for lane in LANES})
+        log = Counter(entry["subject"] for entry in self._stage.sandbox.accepted)
+        for effect in intended:
+            accepted, record = log.pop(effect.subject, 0), self.record(effect)
+            problem = _count(verdict.lanes[effect.lane.name], effect, accepted, record)
+            if problem is not None:
+                verdict.violations.append(self._violation(*problem, effect.subject, record))
+        for subject, times in log.items():
+            kind = "conflict accepted" if subject.startswith("conflict ") else "forged"
+            verdict.violations.append(self._violation(kind, f"accepted {times} times, intended never", subject, None))
+        verdict.violations += self._buried()
+        verdict.violations += self._mistakes()
+        return verdict
+
+    def _buried(self) -> Iterator[Violation]:
+        """Dead letters there are for conflicts, and for each of them, and no others."""
+        buried = defaultdict(set)
+        for lane, app in self._stage.apps.items():
+            for letter in app.broker.dead_letters():
+                buried[lane, letter.key].add(letter.reason)
+        for lane, key in self._progress.conflicts - buried.keys():
+            yield self._violation("conflict not buried", f"lane {lane.name}", key, None)
+        for (lane, found), reasons in buried.items():
+            if (lane, found) not in self._progress.conflicts:
+                yield self._violation("buried", f"lane {lane.name}: {', '.join(reasons)}", found or "", None)
+
+    def _mistakes(self) -> Iterator[Violation]:
+        if self._progress.forged_answers - {401}:
+            yield Violation("forged", "webhooks", f"answered by {sorted(self._progress.forged_answers)}")
+        for log in sorted(self._stage.logs.glob("*.log")):
+            text = log.read_text(errors="replace")
+            if found := _MISTAKE.search(text):
+                yield Violation("mistake", log.name, text[max(0, found.start() - 300) : found.start() + 1_500])
+
+    def _violation(self, kind: str, detail: str, subject: str, record: Record | None) -> Violation:
+        """With the lines of the logs that name the key: their file names say which process it was."""
+        return Violation(kind, subject, detail, msgspec.to_builtins(record), tuple(self._lines(subject, record)))
+
+    def _lines(self, subject: str, record: Record | None) -> list[str]:
+        names = {subject} | ({record.key} if record is not None else set())
+        pattern = re.compile("|".join(rf"{re.escape(name)}(?![\w/-])" for name in names))
+        found = [
+            f"{log.name}: {line}"
+            for log in sorted(self._stage.logs.glob("*.log"))
+            for line in log.read_text(errors="replace").splitlines()
+            if pattern.search(line)
+        ]
+        return found[-_LINES:]
+
+
+def _is_end(lane: Lane, record: Record) -> bool:
+    return record.state is State.SENT or (record.state is State.IN_DOUBT and not lane.certain)
+
+
+def _count(figures: LaneFigures, effect: Effect, accepted: int, record: Record | None) -> tuple[str, str] | None:
+    """Take an effect into the figures; the violation, if it is one."""
+    figures.intended += 1
+    figures.accepted += accepted > 0
+    state = "absent" if record is None else record.state.value
+    seen = f"accepted {accepted} times, its record is {state}"
+    if accepted > 1:
+        figures.duplicates += accepted - 1
+        return "duplicate", seen
+    if record is not None and record.state is State.IN_DOUBT:
+        figures.in_doubt += 1
+        figures.in_doubt_accepted += accepted
+        return ("in doubt", seen) if effect.lane.certain else None
+    if not accepted:
+        figures.lost += 1
+        return "lost", seen
+    return None if record is not None and record.state is State.SENT else ("unsettled", seen)
+
+
+def write_violations(path: Path, violations: list[Violation]) -> None:
+    """All of them, one JSON object a line."""
+    lines = [msgspec.json.encode(asdict(violation), enc_hook=str).decode() for violation in violations]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
