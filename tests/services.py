@@ -134,7 +134,7 @@ def ministack_with_auth() -> str:
     _module("ministack")
     port = free_port()
     environ = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "IOT_MTLS_ENABLED": "0", "AUTH": "true"}
-    environ |= {"SERVICES": "cloudformation,cloudwatch,dynamodb,iam,s3,sqs,sts", "LOG_LEVEL": "ERROR"}
+    environ |= {"SERVICES": "cloudformation,cloudwatch,dynamodb,iam,s3,ses,sqs,sts", "LOG_LEVEL": "ERROR"}
     return _start("ministack", [sys.executable, "-m", "ministack"], port, environ)
 
 

@@ -49,6 +49,7 @@ _ADAPTERS = {
 
 #: Drivers that an adapter brings; nothing else in `idem` may import one.
 _DRIVERS = {
+    "idem.aws": {"boto3", "botocore"},
     "idem.providers.ses": {"boto3", "botocore"},
     "idem.stores.dynamodb": {"boto3", "botocore"},
     "idem.stores.redis": {"redis"},

@@ -15,11 +15,31 @@ from tests.workers.parts import wait_for
 
 TEMPLATE = load_yaml("stack.yaml")
 
+
+def _made(kind: str) -> Iterator[str]:
+    """The template's own names of what it makes of a kind."""
+    return (name for name, found in TEMPLATE["Resources"].items() if found["Type"] == f"AWS::IAM::{kind}")
+
+
+def _policy(reference: Mapping[str, Any]) -> str:
+    """What a role refers to, also where it does so by a condition; here all conditions hold."""
+    match reference:
+        case {"Ref": name} | {"Fn::If": [_, {"Ref": name}, {"Ref": "AWS::NoValue"}]}:
+            return str(name)
+    raise AssertionError(reference)
+
+
+POLICIES = tuple(_made("ManagedPolicy"))
 #: The roles, with their policies.
 ROLES = {
-    role: [found["Ref"] for found in TEMPLATE["Resources"][role]["Properties"]["ManagedPolicyArns"]]
-    for role in ("ProducerRole", "WorkerRole", "OperatorRole")
+    role: [_policy(found) for found in TEMPLATE["Resources"][role]["Properties"]["ManagedPolicyArns"]]
+    for role in _made("Role")
 }
+#: What is no use without another policy.
+_BESIDE = {"DurablePolicy": "ProducerPolicy", "OperatorPolicy": "WorkerPolicy"}
+
+#: Whom emails are from.
+SENDER = "example.com"
 
 #: The emulator asks for a permission by the name of the call; at Amazon these calls need the action on the left.
 #: https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonsqs.html
@@ -44,8 +64,10 @@ def _as_emulated(document: Mapping[str, Any]) -> dict[str, Any]:
         # It does not know the condition on the metric's namespace,
         statements.append(statement | {"Action": sorted(actions | called), "Condition": {}})
         # nor see which table a batch of statements is about.
-        if "dynamodb:BatchExecuteStatement" in called:
-            statements.append({"Effect": "Allow", "Action": ["dynamodb:BatchExecuteStatement"], "Resource": "*"})
+        # or which identity an email is from.
+        blind = sorted((called | actions) & {"dynamodb:BatchExecuteStatement", "ses:SendEmail"})
+        if blind:
+            statements.append({"Effect": "Allow", "Action": blind, "Resource": "*"})
     return dict(document) | {"Statement": statements}
 
 
@@ -56,11 +78,12 @@ class Stack:
         self.url = services.ministack_with_auth()
         services.connect("dynamodb", self.url)
         self.name = f"s{uuid.uuid4().hex}"
-        given = {"TableName": self.name, "Prefix": self.name}
+        given = {"TableName": self.name, "Prefix": self.name, "Durable": "on"}
+        given["SesIdentityArns"] = f"arn:aws:ses:{services.REGION}:000000000000:identity/{SENDER}"
         self._make({"ParameterKey": name, "ParameterValue": value} for name, value in given.items())
         resources = self.client("cloudformation").describe_stack_resources(StackName=self.name)["StackResources"]
         self.made = {found["LogicalResourceId"]: found["PhysicalResourceId"] for found in resources}
-        self.policies = {name: self._document(name) for name in ("ProducerPolicy", "WorkerPolicy", "OperatorPolicy")}
+        self.policies = {name: self._document(name) for name in POLICIES}
         for role, policies in ROLES.items():
             for policy in policies:
                 self._put_policy(self.made[role], policy, self.policies[policy])
@@ -95,11 +118,11 @@ class Stack:
         self.client("iam").put_role_policy(RoleName=role, PolicyName=name, PolicyDocument=text)
 
     def less(self, policy: str, number: int, action: str) -> dict[str, Any]:
-        """The policy without one action of one statement; an operator has a worker's policy, too."""
+        """The policy without one action of one statement, and what belongs with it."""
         statements = [dict(found) for found in self.policies[policy]["Statement"]]
         statements[number]["Action"] = [found for found in statements[number]["Action"] if found != action]
-        if policy == "OperatorPolicy":
-            statements += self.policies["WorkerPolicy"]["Statement"]
+        if policy in _BESIDE:
+            statements += self.policies[_BESIDE[policy]]["Statement"]
         return self.policies[policy] | {"Statement": [found for found in statements if found["Action"]]}
 
     def role(self, document: Mapping[str, Any]) -> str:
@@ -109,6 +132,10 @@ class Stack:
         made = iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(trust))["Role"]
         self._put_policy(name, "less", document)
         return str(made["Arn"])
+
+    def acting_as(self, who: str) -> dict[str, str]:
+        """The environment of a process in that role of the stack."""
+        return self.acting(self.outputs[f"{who}RoleArn"])
 
     def acting(self, role_arn: str) -> dict[str, str]:
         """The environment of a process that acts in that role, with the stack's outputs for settings."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +19,24 @@ from typing import Any
 import boto3  # type: ignore[import-untyped]  # ships no types
 import pytest
 
+from idem.clock import Deadline, SystemClock
 from idem.errors import IdemError
+from idem.outcome import Accepted
 from idem.protocol import State
+from idem.providers.ses import SesProvider
 from idem.stores.dynamodb import DynamoStore
 from idem.stores.dynamodb.bodies import Bucket as FrozenBodies
 from idem.stores.dynamodb.items import attention_keys
+from tests import services
 from tests.deploy.files import DEPLOY
-from tests.deploy.stack import CALLS, ROLES, TEMPLATE, Stack
+from tests.deploy.stack import CALLS, POLICIES, SENDER, TEMPLATE, Stack
 from tests.scene import Scene
 from tests.workers.parts import make_email, wait_for
+from tests.workers.webhooks.deliveries import WHSEC, post
 from workers import App, Settings
 from workers.brokers.sqs import Bucket as JobBodies
 from workers.brokers.sqs import SqsBroker
+from workers.process import idem_command, start_process
 from workers.settings import environ_without_settings
 
 
@@ -48,7 +57,7 @@ def _mail(number: int) -> str:
 
 def test_a_killed_workers_jobs_are_sent_once_under_the_roles_of_the_stack(scene: Scene, stack: Stack) -> None:
     own = scene.environ
-    producer, worker, operator = (own | stack.acting(stack.outputs[f"{role}Arn"]) for role in ROLES)
+    producer, worker, operator = (own | stack.acting_as(role) for role in ("Producer", "Worker", "Operator"))
     Path(scene.folder, "mails.jsonl").write_text("\n".join(map(_mail, range(12))), encoding="utf-8")
     scene.environ = producer
     scene.idem("enqueue", "mails.jsonl")
@@ -70,8 +79,85 @@ def test_a_killed_workers_jobs_are_sent_once_under_the_roles_of_the_stack(scene:
     assert status["queue"] == {"ready": 0, "delayed": 0, "in_flight": 0, "dead": 0}
 
 
+_APP = """
+from datetime import timedelta
+from idem import Email
+from workers import App
+
+app = App.from_env()
+
+def email(subject):
+    return Email(from_="shop@example.com", to="ann@example.com", subject=subject, text="T")
+
+@app.schedule(every=timedelta(seconds=1), catch_up="all")
+def beat(slot):
+    return email("beat")
+
+@app.webhook("stripe", "thing.happened")
+def receipt(event):
+    return email(f"receipt {event.id}")
+
+@app.job()
+def welcome(number):
+    return email(f"welcome {number}")
+"""
+#: Threads that write at the same moment share one batch of statements.
+_PRODUCE = """
+from concurrent.futures import ThreadPoolExecutor
+from shop import app, welcome
+
+with ThreadPoolExecutor(40) as threads:
+    list(threads.map(lambda number: welcome.send(number, key=f"w{number}", durable=True), range(40)))
+app.cancel("w0")
+"""
+
+
+def test_whoever_enqueues_and_who_only_looks_works_under_a_role_of_the_stack(scene: Scene, stack: Stack) -> None:
+    own = scene.environ | {"IDEM_NAMESPACE": "shop", "IDEM_STRIPE_WEBHOOK_SECRET": WHSEC}
+    (scene.folder / "shop.py").write_text(_APP, encoding="utf-8")
+
+    scene.environ = own | stack.acting_as("Producer")
+    subprocess.run([sys.executable, "-c", _PRODUCE], cwd=scene.folder, env=scene.environ, check=True)
+    scene.environ = own | stack.acting_as("Receiver")
+    with _running(scene, "webhooks", "--port", "0") as receiver:
+        assert receiver.stdout is not None
+        posted = post("stripe", at=int(time.time()))
+        request = urllib.request.Request(  # noqa: S310 - our own server
+            receiver.stdout.readline().decode().strip(), posted.body, {**posted.headers}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - the same
+            assert answer.status < 300
+    scene.environ = own | stack.acting_as("Scheduler")
+    with _running(scene, "scheduler"):
+        scene.environ = own | stack.acting_as("Reader")
+        wait_for(lambda: json.loads(scene.idem("status", "--json"))["queue"]["ready"] > 41)
+    scene.environ = own | stack.acting_as("Worker")
+    scene.idem("worker", "--app", "shop:app", "--until-empty")
+
+    accepted = scene.accepted()
+    assert accepted.pop("beat") >= 1
+    assert accepted == {"receipt evt_1": 1} | {f"welcome {number}": 1 for number in range(1, 40)}
+    scene.environ = own | stack.acting_as("Reader")
+    assert json.loads(scene.idem("explain", "w0", "--json"))["state"] == "cancelled"
+    assert json.loads(scene.idem("explain", "w1", "--json"))["state"] == "sent"
+    scene.idem("list", "--state", "in_doubt")
+
+
+@contextmanager
+def _running(scene: Scene, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A command of the application, until the block ends."""
+    process = start_process(
+        idem_command(*command, "--app", "shop:app"), cwd=scene.folder, env=scene.environ, stdout=subprocess.PIPE
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
 def test_how_long_an_email_is_in_doubt_reaches_the_alarm(tmp_path: Path, stack: Stack) -> None:
-    environ = environ_without_settings() | stack.acting(stack.outputs["WorkerRoleArn"])
+    environ = environ_without_settings() | stack.acting_as("Worker")
 
     done = _publish(environ, tmp_path)
 
@@ -112,6 +198,27 @@ def _frozen(app: App) -> FrozenBodies:
     return found
 
 
+def _statements(app: App) -> None:
+    """What writers do who write at the same moment."""
+    assert isinstance(app._store, DynamoStore)
+    app._store._table._try_statements()
+
+
+def _ask_in_bucket(app: App) -> None:
+    """A durable job that fits no item: of random bytes, as they cannot be compressed."""
+    app.enqueue(make_email(text=random.randbytes(600_000).hex()), durable=True)
+
+
+def _send_by_ses(app: App, **parts: Any) -> None:
+    provider = SesProvider(app.settings.aws_endpoint_url)
+    outcome = provider.send(make_email(**parts), "key-0001", Deadline.after(SystemClock(), 20))
+    if not isinstance(outcome, Accepted):
+        raise IdemError(str(outcome))
+
+
+#: The emulator does not know that raw content needs an action of its own, and would never miss it.
+_UNSEEN = {"ses:SendRawEmail"}
+
 _ENTRY = {"MessageBody": "{}"}
 _NO_RECEIPT = "bm9uZQ=="
 
@@ -120,29 +227,31 @@ _OPERATIONS: dict[tuple[str, str], Callable[[App], object]] = {
     ("Ledger", "dynamodb:BatchGetItem"): lambda app: list(app.ledger.list(State.IN_DOUBT, 1)),
     ("Ledger", "dynamodb:DescribeTable"): lambda app: app.ledger.check(),
     ("Ledger", "dynamodb:GetItem"): lambda app: app.ledger.read("k"),
-    ("Ledger", "dynamodb:PartiQLInsert"): lambda app: app.ledger.check(),
-    ("Ledger", "dynamodb:PartiQLUpdate"): lambda app: app.ledger.check(),
-    ("Ledger", "dynamodb:PutItem"): lambda app: app.ledger.check(),
+    ("Ledger", "dynamodb:PartiQLInsert"): _statements,
+    ("Ledger", "dynamodb:PartiQLUpdate"): _statements,
+    ("Ledger", "dynamodb:PutItem"): lambda app: app.cancel("k"),
     ("Ledger/index/attention", "dynamodb:Query"): lambda app: app.ledger.count(),
     ("Ledger", "dynamodb:Scan"): lambda app: list(app.ledger.list(State.SENDING, 1)),
     ("Jobs", "sqs:ChangeMessageVisibility"): lambda app: _broker(app).jobs.hide({_NO_RECEIPT: 1}),
     ("Jobs", "sqs:DeleteMessage"): lambda app: _broker(app).jobs.delete([_NO_RECEIPT]),
-    ("Jobs", "sqs:GetQueueAttributes"): lambda app: app.broker.check(),
+    ("Jobs", "sqs:GetQueueAttributes"): lambda app: app.broker.backlog(),
     ("Jobs", "sqs:GetQueueUrl"): lambda app: _broker(app).jobs.url(),
     ("Jobs", "sqs:ReceiveMessage"): lambda app: _broker(app).jobs.receive(1, hidden_seconds=0, wait_seconds=0),
     ("Jobs", "sqs:SendMessage"): lambda app: app.enqueue(make_email()),
     ("DeadLetters", "sqs:ChangeMessageVisibility"): lambda app: _broker(app).dead.hide({_NO_RECEIPT: 1}),
     ("DeadLetters", "sqs:DeleteMessage"): lambda app: _broker(app).dead.delete([_NO_RECEIPT]),
-    ("DeadLetters", "sqs:GetQueueAttributes"): lambda app: app.broker.check(),
-    ("DeadLetters", "sqs:GetQueueUrl"): lambda app: app.broker.check(),
+    ("DeadLetters", "sqs:GetQueueAttributes"): lambda app: app.broker.backlog(),
+    ("DeadLetters", "sqs:GetQueueUrl"): lambda app: _broker(app).dead.url(),
     ("DeadLetters", "sqs:ReceiveMessage"): lambda app: list(app.broker.dead_letters()),
     ("DeadLetters", "sqs:SendMessage"): lambda app: _broker(app).dead.send([_ENTRY]),
     ("Bodies", "s3:ListBucket"): lambda app: app.broker.check(),
     ("Bodies/*", "s3:GetObject"): lambda app: _bucket(app).get("0" * 64),
     ("Bodies/*", "s3:PutObject"): lambda app: _bucket(app).put("{}"),
     ("Bodies/idem/*", "s3:GetObject"): lambda app: _frozen(app).get("idem/0/0"),
+    ("Bodies/idem/*", "s3:PutObject"): _ask_in_bucket,
     ("Bodies/idem-jobs/*", "s3:PutObject"): lambda app: _bucket(app).put("{}"),
     ("*", "cloudwatch:PutMetricData"): _published,
+    ("SesIdentityArns", "ses:SendEmail"): _send_by_ses,
 }
 
 
@@ -153,6 +262,8 @@ def _resource(statement: Mapping[str, Any]) -> str:
             return str(name)
         case {"Fn::Sub": text}:
             return str(text).removeprefix("${").replace(".Arn}", "")
+        case {"Ref": name}:
+            return str(name)
         case other:
             return str(other)
 
@@ -171,16 +282,35 @@ class Case:
 
 
 def _cases() -> Iterator[Case]:
-    for policy in ("ProducerPolicy", "WorkerPolicy", "OperatorPolicy"):
+    for policy in POLICIES:
         statements = TEMPLATE["Resources"][policy]["Properties"]["PolicyDocument"]["Statement"]
         for number, statement in enumerate(statements):
-            for action in statement["Action"]:
+            for action in sorted(set(statement["Action"]) - _UNSEEN):
                 yield Case(policy, number, action, _resource(statement))
 
 
 def test_whatever_needs_an_action_has_it_and_no_action_is_there_for_nothing() -> None:
     """A worker without Query would only warn: it is this that finds an action gone from the template."""
     assert {(case.resource, case.action) for case in _cases()} == set(_OPERATIONS)
+
+
+def _acting(environ: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> App:
+    """An application whose process has that environment; boto3 looks there for credentials."""
+    whole = {**environ, "IDEM_LETTERMINT_TOKEN": "lm_test", "AWS_REGION": services.REGION}
+    for name, value in whole.items():
+        monkeypatch.setenv(name, value)
+    # What other tests have used would be used again.
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    return App(Settings.load(whole, folder))
+
+
+def test_a_worker_sends_by_ses(stack: Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Content of both kinds."""
+    stack.client("sesv2").create_email_identity(EmailIdentity=SENDER)
+    app = _acting(stack.acting_as("Worker"), monkeypatch, tmp_path)
+
+    _send_by_ses(app)
+    _send_by_ses(app, headers={"X-Shop": "1"})
 
 
 @pytest.fixture
@@ -199,12 +329,7 @@ def test_without_an_action_it_is_named(
 ) -> None:
     """Here the emulator names it, by the call; at Amazon it is Amazon, and our own word where it does not."""
     role = stack.role(stack.less(case.policy, case.number, case.action))
-    environ = stack.acting(role) | {"IDEM_NAMESPACE": in_doubt, "IDEM_LETTERMINT_TOKEN": "lm_test"}
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    # What other tests have used would be used again.
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-    app = App(Settings.load(environ, tmp_path))
+    app = _acting(stack.acting(role) | {"IDEM_NAMESPACE": in_doubt}, monkeypatch, tmp_path)
 
     with pytest.raises(IdemError, match=CALLS.get(case.action, case.action)):
         _OPERATIONS[case.resource, case.action](app)

@@ -14,6 +14,7 @@ import pytest
 from idem.stores.dynamodb.bodies import Bucket as FrozenBodies
 from idem.stores.dynamodb.table import INDEX, _definition
 from tests.deploy.files import BIN, DEPLOY, load_yaml
+from tests.deploy.stack import POLICIES, ROLES
 from workers.brokers.sqs import Bucket as JobBodies
 from workers.brokers.sqs import Names
 from workers.brokers.sqs.bodies import LARGEST
@@ -94,13 +95,37 @@ def test_what_holds_the_promise_outlives_the_stack(name: str) -> None:
 
 def test_nobody_may_delete_records_or_make_anything_and_only_a_person_may_scan() -> None:
     """A person writes what a worker writes: `idem resolve` and `idem reopen` are transitions like any other."""
-    producer, worker, operator = (set(_actions(f"{who}Policy")) for who in ("Producer", "Worker", "Operator"))
-    everything = producer | worker | operator
+    allowed = {policy: set(_actions(policy)) for policy in POLICIES}
+    everything = set().union(*allowed.values())
 
     assert [action for action in everything if re.search(r"\*|:(Create|Update|Set|Purge|Tag)", action)] == []
     assert [action for action in everything if "Delete" in action] == ["sqs:DeleteMessage"]
-    assert "dynamodb:Scan" in operator - worker - producer
-    assert producer == {"dynamodb:GetItem", "s3:GetObject", "s3:PutObject", "sqs:GetQueueUrl", "sqs:SendMessage"}
+    assert [policy for policy in POLICIES if "dynamodb:Scan" in allowed[policy]] == ["OperatorPolicy"]
+
+
+def test_who_does_not_send_cannot_change_what_the_ledger_knows_unless_told_to() -> None:
+    """Who may write there could make an email go out twice, or never."""
+    enqueues = {"s3:PutObject", "sqs:GetQueueUrl", "sqs:SendMessage"}
+
+    assert set(_actions("ReceiverPolicy")) == enqueues
+    assert set(_actions("ProducerPolicy")) == enqueues | {"dynamodb:GetItem", "s3:GetObject"}
+    assert (_PARAMETERS["Durable"]["Default"], _PARAMETERS["Durable"]["AllowedValues"]) == ("off", ["on", "off"])
+    assert _TEMPLATE["Resources"]["DurablePolicy"]["Condition"] == "IsDurable"
+    assert ROLES["ReceiverRole"] == ["ReceiverPolicy"]
+    assert ROLES["ReaderRole"] == ["ReaderPolicy"]
+    assert set(_actions("ReaderPolicy")) <= {
+        "dynamodb:BatchGetItem", "dynamodb:GetItem", "dynamodb:Query", "s3:GetObject",
+        "sqs:GetQueueAttributes", "sqs:GetQueueUrl",
+    }  # fmt: skip
+
+
+def test_only_workers_send_and_only_by_the_identities_that_are_named() -> None:
+    """By whatever call: https://github.com/anymail/django-anymail/issues/384."""
+    (statement,) = _properties("SesPolicy")["PolicyDocument"]["Statement"]
+
+    assert statement["Action"] == ["ses:SendEmail", "ses:SendRawEmail"]
+    assert statement["Resource"] == {"Ref": "SesIdentityArns"}
+    assert [role for role, policies in ROLES.items() if "SesPolicy" in policies] == ["WorkerRole"]
 
 
 def test_a_worker_queries_the_index_and_nothing_else() -> None:

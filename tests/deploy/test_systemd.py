@@ -5,17 +5,21 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from configparser import SectionProxy
 from pathlib import Path
 
 import pytest
 
 from tests.deploy.files import BIN, DEPLOY, load_unit, load_yaml, understood
 from workers.settings import Settings
+from workers.webhooks.server import _GRACE_SECONDS
 
 _UNITS = sorted(path.name for path in (DEPLOY / "systemd").iterdir())
 _SERVICES = [name for name in _UNITS if name.endswith(".service")]
 _WORKER = load_unit("idem-worker@.service")["Service"]
 _WATCH = load_unit("idem-in-doubt-age@.service")["Service"]
+_RECEIVER = load_unit("idem-webhooks@.service")["Service"]
+_SCHEDULER = load_unit("idem-scheduler@.service")["Service"]
 
 #: Of 100: systemd's sum of what a service could do; one that is not restricted has 92 or more.
 _MOST_EXPOSED = 20
@@ -68,11 +72,31 @@ def test_a_worker_has_time_to_finish() -> None:
     assert _WORKER["KillMode"] == "mixed"
 
 
-def test_its_command_is_understood() -> None:
-    _, command, *options = _WORKER["ExecStart"].split()
+def test_a_receiver_has_time_to_answer() -> None:
+    assert int(_RECEIVER["TimeoutStopSec"]) > _GRACE_SECONDS
 
-    assert options == ["$WORKER_OPTIONS"]
-    understood(command, "--app", "shop:app", "--processes", "2", "--threads", "16")
+
+@pytest.mark.parametrize(
+    ("service", "given"),
+    [
+        (_WORKER, "--app shop:app --processes 2 --threads 16"),
+        (_SCHEDULER, "--app shop:app --verbose"),
+        (_RECEIVER, "--app shop:app --port 8026"),
+    ],
+)
+def test_its_command_is_understood(service: SectionProxy, given: str) -> None:
+    _, command, options = service["ExecStart"].split()
+
+    assert service["Environment"] == f"{options.removeprefix('$')}="
+    understood(command, *given.split())
+
+
+def test_what_they_may_do_is_the_same() -> None:
+    """From there on, the files are copies of each other."""
+    texts = [(DEPLOY / "systemd" / name).read_text(encoding="utf-8") for name in _SERVICES]
+    allowed = {text[text.index("CapabilityBoundingSet=") :].partition("\n\n")[0].strip() for text in texts}
+
+    assert len(allowed) == 1
 
 
 def test_what_is_published_is_what_there_is_to_publish() -> None:
@@ -84,8 +108,8 @@ def test_what_is_published_is_what_there_is_to_publish() -> None:
     assert (DEPLOY / Path(_WATCH["ExecStart"].split()[-1]).name).is_file()
 
 
-@pytest.mark.parametrize("service", [_WORKER, _WATCH])
-def test_it_stays_in_its_own_directory(service: dict[str, str]) -> None:
+@pytest.mark.parametrize("service", [_WORKER, _WATCH, _SCHEDULER, _RECEIVER])
+def test_it_stays_in_its_own_directory(service: SectionProxy) -> None:
     assert service["WorkingDirectory"] == f"/var/lib/{service['StateDirectory']}"
     assert service["EnvironmentFile"] == "/etc/idem/%i.env"
     assert service["User"] != "root"

@@ -11,78 +11,50 @@ import hashlib
 import zlib
 from typing import Final
 
-from botocore.exceptions import ClientError  # type: ignore[import-untyped]  # ships no types
-
+from idem.aws import Objects
 from idem.errors import BodyTooLarge, LedgerUnusable
-from idem.stores.dynamodb.connection import Connection, S3Client
-from idem.stores.dynamodb.failures import Place, code_of, translated
+from idem.stores.dynamodb.connection import Connection
+from idem.stores.dynamodb.failures import FAILURES
 from idem.stores.dynamodb.items import Item
 
 #: Compressed. An item may have 400 KB; the rest is for the record's history and evidence.
 #: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html
 LARGEST_IN_ITEM: Final = 320 * 1024
 
-_EXISTS = frozenset({"PreconditionFailed", "412"})
-_GONE = frozenset({"NoSuchKey", "404"})
-
 
 class Bucket:
     """Where bodies go that fit no item."""
 
     def __init__(self, connection: Connection, name: str, prefix: str = "idem/") -> None:
-        self._connection = connection
-        self._name = name
+        self._objects = Objects(connection, name, "create it, or name another one", FAILURES)
         self._prefix = prefix
-        self._place = Place(f"the S3 bucket {name}", "create it, or name another one")
 
     def put(self, pk: str, packed: bytes) -> str:
         """Write an object unless it is there already; its name. May be repeated after any failure."""
         owner, digest = hashlib.sha256(pk.encode()).hexdigest(), hashlib.sha256(packed).hexdigest()
         name = f"{self._prefix}{owner}/{digest}"
-        with translated(self._place, "s3:PutObject"):
-            try:
-                self._client.put_object(Bucket=self._name, Key=name, Body=packed, IfNoneMatch="*")
-            except ClientError as error:
-                if code_of(error.response["Error"]) not in _EXISTS:
-                    raise
+        self._objects.put(name, packed, once=True)
         return name
 
     def get(self, name: str) -> bytes:
         """Read an object; `LedgerUnusable` when it is gone, or is not what was written."""
-        with translated(self._place, "s3:GetObject"):
-            try:
-                packed: bytes = self._client.get_object(Bucket=self._name, Key=name)["Body"].read()
-            except ClientError as error:
-                if code_of(error.response["Error"]) not in _GONE:
-                    raise
-                raise LedgerUnusable(
-                    f"{self._place.name} has lost a frozen body of the ledger: restore it; a lifecycle rule must keep "
-                    "bodies longer than the ledger keeps records"
-                ) from error
+        packed = self._objects.get(name)
+        if packed is None:
+            raise LedgerUnusable(
+                f"{self._objects.place.name} has lost a frozen body of the ledger: restore it; a lifecycle rule must "
+                "keep bodies longer than the ledger keeps records"
+            )
         if hashlib.sha256(packed).hexdigest() != name.rpartition("/")[2]:
-            raise LedgerUnusable(f"{self._place.name} holds a frozen body that was changed: restore it")
+            raise LedgerUnusable(f"{self._objects.place.name} holds a frozen body that was changed: restore it")
         return packed
 
     def check(self) -> None:
         """`LedgerUnusable` when the bucket is missing or out of reach."""
-        with translated(self._place, "s3:ListBucket"):
-            try:
-                self._client.head_bucket(Bucket=self._name)
-            except ClientError as error:
-                # An answer to HEAD has no body, and therefore no code but the status.
-                status = {"404": "NoSuchBucket", "403": "AccessDenied"}
-                found = error.response["Error"]
-                error.response["Error"] = found | {"Code": status.get(found["Code"], found["Code"])}
-                raise
+        self._objects.check()
 
     def close(self) -> None:
         """Close the connection."""
-        self._connection.close()
-
-    @property
-    def _client(self) -> S3Client:
-        client: S3Client = self._connection.client
-        return client
+        self._objects.close()
 
 
 def add_body(item: Item, body: bytes | None, bucket: Bucket | None) -> None:

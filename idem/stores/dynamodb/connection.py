@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any, Literal, Protocol
 
-import boto3  # type: ignore[import-untyped]  # ships no types; the calls that are made are typed below
-from botocore.config import Config  # type: ignore[import-untyped]  # the same
-
+from idem.aws import CONNECT_SECONDS, Access, SharedClient, make_client
 from idem.errors import LedgerUnusable
 from idem.stores.dynamodb.exchange import check_answer
 from idem.stores.dynamodb.signed import sign
 
-_CONNECT_SECONDS = 2.0
-_READ_SECONDS = 5.0
+_ANSWER_SECONDS = 5.0
 
 
 class DynamoClient(Protocol):
@@ -34,21 +30,11 @@ class DynamoClient(Protocol):
     def close(self) -> None: ...  # noqa: D102
 
 
-class S3Client(Protocol):
-    """The calls that are made of a boto3 client for S3."""
+class Connection(SharedClient):
+    """The client of a region. A write that was applied, not answered and repeated would meet itself.
 
-    def get_object(self, **request: Any) -> dict[str, Any]: ...  # noqa: D102 - named as at Amazon
-    def head_bucket(self, **request: Any) -> dict[str, Any]: ...  # noqa: D102
-    def put_object(self, **request: Any) -> dict[str, Any]: ...  # noqa: D102
-    def close(self) -> None: ...  # noqa: D102
-
-
-class Connection:
-    """A client that is made at its first use, so that a process that forks before has none to share.
-
-    Credentials come by boto3's own chain. `region` None leaves that to the chain as well. The client never repeats a
-    request by itself: a write that was applied and not answered would then meet itself. `signed` takes the hot calls of
-    DynamoDB out of boto3's hands, which spends most of a worker's CPU time on them; without it, boto3 does all.
+    `region` None leaves that to boto3's own chain, as credentials are. `signed` takes the hot calls of DynamoDB out of
+    boto3's hands, which spends most of a worker's CPU time on them; without it, boto3 does all.
     """
 
     def __init__(  # noqa: PLR0913 - each is one thing that a deployment decides
@@ -61,58 +47,25 @@ class Connection:
         signed: bool = False,
         client: Any = None,
     ) -> None:
-        self._service = service
-        self._region = region
-        self._endpoint_url = endpoint_url
-        self._connections = connections
-        self._signed = signed and service == "dynamodb"
-        self._client = client
-        self._lock = threading.Lock()
-
-    @property
-    def client(self) -> Any:
-        """The client; boto3's clients may be shared between threads, its sessions may not.
-
-        https://docs.aws.amazon.com/boto3/latest/guide/clients.html
-        """
-        if self._client is None:
-            with self._lock:
-                if self._client is None:
-                    self._client = self._make()
-        return self._client
-
-    def close(self) -> None:
-        """Close the sockets, if there are any; a later use opens new ones."""
-        with self._lock:
-            if self._client is not None:
-                self._client.close()
-                self._client = None
-
-    def _make(self) -> Any:
-        config = Config(
-            retries={"mode": "standard", "total_max_attempts": 1},
-            connect_timeout=_CONNECT_SECONDS,
-            read_timeout=_READ_SECONDS,
-            max_pool_connections=self._connections,
-            tcp_keepalive=True,
+        access = Access(
+            service=service,
+            region=region,
+            endpoint_url=endpoint_url,
+            connections=connections,
+            answer_seconds=_ANSWER_SECONDS,
         )
-        try:
-            session = boto3.session.Session()
-            client = session.client(
-                self._service, region_name=self._region, endpoint_url=self._endpoint_url, config=config
-            )
-            client.meta.events.register(f"after-call.{self._service}", _check_answer)
-            if not self._signed:
-                return client
-            return sign(
-                client, session.get_credentials(), connect_seconds=_CONNECT_SECONDS, answer_seconds=_READ_SECONDS
-            )
-        except Exception as error:
-            # No request has been made: a missing region, an unknown profile, an endpoint that is none.
-            raise LedgerUnusable(
-                f"AWS ({self._service}) cannot be reached with these settings ({type(error).__name__}): "
-                "check the region, the profile and the endpoint"
-            ) from error
+        finish = _checked_and_signed if signed and service == "dynamodb" else _checked
+        super().__init__(lambda: make_client(access, LedgerUnusable, finish), client)
+
+
+def _checked(client: Any, _: Any) -> Any:
+    client.meta.events.register(f"after-call.{client.meta.service_model.service_name}", _check_answer)
+    return client
+
+
+def _checked_and_signed(client: Any, session: Any) -> Any:
+    credentials = session.get_credentials()
+    return sign(_checked(client, session), credentials, connect_seconds=CONNECT_SECONDS, answer_seconds=_ANSWER_SECONDS)
 
 
 def _check_answer(http_response: Any, **_: Any) -> None:

@@ -12,11 +12,11 @@ import re
 from typing import Final
 
 import msgspec
-from botocore.exceptions import ClientError  # type: ignore[import-untyped]  # ships no types
 
+from idem.aws import Objects
 from idem.errors import BrokerError, JobTooLarge
 from workers.brokers.sqs.client import Client
-from workers.brokers.sqs.failures import Place, Unreadable, code_of, translated
+from workers.brokers.sqs.failures import FAILURES, Unreadable
 
 #: SQS takes 1 MiB a message, attributes included; a batch may not hold more either.
 #: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html
@@ -25,7 +25,6 @@ LARGEST: Final = 1024 * 1024
 ATTRIBUTES: Final = 4 * 1024
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_GONE = frozenset({"NoSuchKey", "404"})
 
 
 class _Pointer(msgspec.Struct, forbid_unknown_fields=True):
@@ -41,48 +40,32 @@ class Bucket:
     """Where bodies go that fit no message."""
 
     def __init__(self, client: Client, name: str, prefix: str = "idem-jobs/") -> None:
-        self._client = client
-        self._name = name
+        self._objects = Objects(client, name, "create it, or name another one in IDEM_BODIES_BUCKET", FAILURES)
         self._prefix = prefix
-        self._place = Place(f"the S3 bucket {name}", "create it, or name another one in IDEM_BODIES_BUCKET")
 
     def put(self, body: str) -> str:
         """Keep a body; the pointer to send in its place. May be repeated after any failure."""
         data = body.encode()
         digest = hashlib.sha256(data).hexdigest()
-        with translated(self._place, "s3:PutObject"):
-            self._client.calls.put_object(Bucket=self._name, Key=f"{self._prefix}{digest}", Body=data)
+        self._objects.put(f"{self._prefix}{digest}", data)
         return msgspec.json.encode(_Pointer(digest)).decode()
 
     def get(self, digest: str) -> str:
         """The body; `Unreadable` when it is gone, or is not what was written."""
-        with translated(self._place, "s3:GetObject"):
-            try:
-                found = self._client.calls.get_object(Bucket=self._name, Key=f"{self._prefix}{digest}")
-                data: bytes = found["Body"].read()
-            except ClientError as error:
-                if code_of(error.response["Error"]) not in _GONE:
-                    raise
-                raise Unreadable(f"its body is not in {self._place.name} any more") from error
+        data = self._objects.get(f"{self._prefix}{digest}")
+        if data is None:
+            raise Unreadable(f"its body is not in {self._objects.place.name} any more")
         if hashlib.sha256(data).hexdigest() != digest:
-            raise Unreadable(f"its body in {self._place.name} was changed")
+            raise Unreadable(f"its body in {self._objects.place.name} was changed")
         return data.decode()
 
     def check(self) -> None:
         """`BrokerError` when the bucket is missing or out of reach."""
-        with translated(self._place, "s3:ListBucket"):
-            try:
-                self._client.calls.head_bucket(Bucket=self._name)
-            except ClientError as error:
-                # An answer to HEAD has no body, and therefore no code but the status.
-                status = {"404": "NoSuchBucket", "403": "AccessDenied"}
-                found = error.response["Error"]
-                error.response["Error"] = found | {"Code": status.get(found["Code"], found["Code"])}
-                raise
+        self._objects.check()
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        self._objects.close()
 
 
 def fold(body: str, bucket: Bucket | None) -> str:

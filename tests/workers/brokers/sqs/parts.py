@@ -55,7 +55,7 @@ class Side:
 
     def __init__(self, endpoint: str, names: Names | None = None, limits: Limits = LIMITS, **options: Any) -> None:
         self.names = names or Names(services.REGION, f"t{uuid.uuid4().hex}")
-        self.client = client(endpoint)
+        self.endpoint, self.client = endpoint, client(endpoint)
         options.setdefault("visibility_seconds", VISIBILITY_SECONDS)
         self.broker = SqsBroker(self.client, self.names, limits=limits, **options)
         self.broker.create()

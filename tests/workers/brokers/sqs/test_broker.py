@@ -95,7 +95,7 @@ class TestVisibility:
         side.enqueue(1)
         side.enqueue(2)
         first = side.take()
-        with opened(side.client._endpoint_url, side.names) as other:
+        with opened(side.endpoint, side.names) as other:
             assert other.look(VISIBILITY_SECONDS * 1.8) is None
 
         side.end(first, Acknowledge())
@@ -109,7 +109,7 @@ class TestVisibility:
         side.parts._holding.stop()  # what a kill does to it
         side.broker.stop_receiving()
 
-        with opened(side.client._endpoint_url, side.names) as other:
+        with opened(side.endpoint, side.names) as other:
             again = other.take()
 
             assert (again.message_id, again.options) == (sent.message_id, {"tries": 1})
@@ -121,7 +121,7 @@ class TestVisibility:
         stale = [side.take()]
         side.parts._holding.stop()  # its timeout ends while it is worked on
         side.broker.stop_receiving()
-        with opened(side.client._endpoint_url, side.names) as other:
+        with opened(side.endpoint, side.names) as other:
             held = other.take()
             side.end(stale[0], Acknowledge())
             assert sum(side.counts()) == 1
