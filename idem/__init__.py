@@ -10,6 +10,7 @@ person can look up: sent, rejected, or in doubt. Nothing is lost, nothing is sen
     IN_DOUBT ──evidence──▶ SENT             a look-up, an event, a person, or a worker that was thought dead
              ──resolve──▶ RETRY | DROPPED   it was not sent, or its job chose
     (absent) ──claim──▶ RENDERING ──freeze──▶ SENDING, or SPLIT into several emails
+             a job that takes long to build its email: ──renew──▶ RENDERING
     (absent) ──ask────▶ PENDING             a producer wrote it down first; claimed as if it were absent
     where nothing was sent: ──claim──▶ EXPIRED, too late to begin; ──cancel──▶ CANCELLED
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import csv
 import difflib
 import hashlib
+import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -54,6 +56,19 @@ class Attachment:
             raise EmailError("attachments.content_type", "is multipart, which no file can be; attach its parts")
         if self.content_id is not None:
             _check_text("attachments.content_id", self.content_id, _MAX_FILENAME)
+
+    @classmethod
+    def csv(cls, filename: str, rows: Iterable[Iterable[object] | Mapping[str, object]]) -> Attachment:
+        """A table that spreadsheets open as it is: UTF-8 with its mark, commas, CRLF.
+
+        Each row is a list of cells, or a mapping: then the names of the first are the header, and a name that it does
+        not have is an error. A text that a spreadsheet would take for a formula gets an apostrophe in front (it may
+        come from anybody: https://owasp.org/www-community/attacks/CSV_Injection); numbers stay numbers.
+        """
+        written = io.StringIO(newline="")
+        csv.writer(written).writerows(map(_cell, row) for row in _table(rows))
+        content = written.getvalue().encode("utf-8-sig", errors="replace")
+        return cls(filename=filename, content=content, content_type="text/csv; charset=utf-8")
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
@@ -286,6 +301,30 @@ def _check_attachments(attachments: object) -> tuple[Attachment, ...]:
         if not isinstance(item, Attachment):
             raise EmailError("attachments", f"holds {type(item).__name__}; each must be an Attachment")
     return checked
+
+
+#: How a formula begins, and a number that may as well.
+_FORMULA = re.compile(r"\s*[=+@\t\r\n\uff1d\uff0b\uff0d\uff20-]")
+_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*")
+
+
+def _table(rows: Iterable[Iterable[object] | Mapping[str, object]]) -> Iterator[Iterable[object]]:
+    header: tuple[str, ...] = ()
+    for row in rows:
+        if isinstance(row, Mapping):
+            if not header:
+                yield (header := tuple(row))
+            for name in row.keys() - set(header):
+                raise EmailError("attachments.content", f"has a row with {name}, which the first does not have")
+            yield [row.get(name) for name in header]
+        else:
+            yield _check_list(row, "attachments.content")
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value):
+        return f"'{value}"
+    return value
 
 
 def _attachment_as_dict(item: Attachment) -> dict[str, str]:

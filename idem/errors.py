@@ -7,6 +7,7 @@
     ├── InputError            a file of emails that cannot be read, or that has a part nobody can place
     ├── JobError              a job that is unknown, or that does not return emails
     ├── ScheduleError         (ValueError) a schedule that cannot be, or an instant that is not one of its slots
+    ├── TemplateError         a template of an email that is missing, is malformed, or needs what it was not given
     ├── SettingsError         a setting is missing, unknown, malformed or breaks a rule
     ├── MissingExtra          an optional driver is not installed
     ├── LedgerError
@@ -54,6 +55,10 @@ class JobError(IdemError):
 
 class ScheduleError(IdemError, ValueError):
     """Raised when a schedule is declared wrongly, is not known, or has no slot at an instant."""
+
+
+class TemplateError(IdemError):
+    """Raised when a template cannot become an email; the message names it and its line."""
 
 
 class SettingsError(IdemError):

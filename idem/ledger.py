@@ -142,15 +142,32 @@ class Ledger:
                 return cancelled
             record = stored
 
-    def freeze(self, claim: Claim, body: bytes, fingerprint: str) -> Claim | Lost:
-        """Fix what the job built, durably, and begin its first attempt under a fresh lease."""
+    def renew(self, claim: Claim) -> Claim | Lost:
+        """Hold the claim for one more lease while its email is being built. One write.
+
+        `LedgerUnavailable` says nothing about the claim: it may be renewed again, even when its lease is over, as long
+        as nobody else has taken it.
+        """
+        record = claim.record
+        while protocol.is_building(record, claim.record.claim_id):
+            lease = self._lease()
+            renewed = protocol.renew(record, now=self._clock.now(), policy=self._policy)
+            stored = self._store.swap(record, renewed)
+            if stored is None:
+                return replace(claim, record=renewed, lease=lease)
+            # Renewed once more where that is one's own write whose answer was lost: its lease ends before this one.
+            record = stored
+        return Lost(record)
+
+    def freeze(self, claim: Claim, body: bytes, fingerprint: str) -> Claim | Record | Lost:
+        """Fix what the job built, durably, and begin its first attempt under a fresh lease; or end it as expired."""
         lease = self._lease()
 
         def change(record: Record) -> Record:
             return protocol.freeze(record, body, fingerprint, now=self._clock.now(), policy=self._policy)
 
         written = self._insist(claim.lease, lambda: self._change(claim, change, self._write))
-        return written if isinstance(written, Lost) else Claim(written, lease)
+        return written if isinstance(written, Lost) or written.ended else Claim(written, lease)
 
     def freeze_list(self, claim: Claim, body: bytes, cut: int | None = None) -> Claim | Lost:
         """Fix a durable job's list, and how it is cut, before its emails are asked for."""

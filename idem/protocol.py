@@ -9,7 +9,8 @@
     IN_DOUBT --resolve--> RETRY                        known not to have been accepted, or a job that may arrive twice
              --resolve--> DROPPED                      given up
     REJECTED --resolve--> RETRY                        its cause is mended: the same job key, the next generation
-    (absent) --claim--> RENDERING --freeze--> SENDING  a job that builds one email in the worker
+    (absent) --claim--> RENDERING --renew--> RENDERING a job that takes long: one more lease
+                                  --freeze--> SENDING  a job that builds one email in the worker
                                   --freeze--> SPLIT    a job that built none or several: each has its own sub-key
                                   --freeze--> RENDERING  and a durable one, before each is asked for under that key
     RENDERING --settle--> RETRY | REJECTED             the function failed: nothing was sent
@@ -659,8 +660,23 @@ def holds(record: Record, claim_id: str) -> bool:
     return record.claim_id == claim_id and record.state in {State.RENDERING, State.SENDING}
 
 
+def is_building(record: Record, claim_id: str) -> bool:
+    """Whether the job of that claim may still be building the email."""
+    return record.claim_id == claim_id and record.state is State.RENDERING
+
+
+def renew(record: Record, *, now: float, policy: Policy) -> Record:
+    """RENDERING -> RENDERING: the job is still building, and nobody else begins to for one more lease."""
+    return replace(record, version=record.version + 1, lease_until=now + policy.lease_seconds, updated_at=now)
+
+
 def freeze(record: Record, body: bytes, fingerprint: str, *, now: float, policy: Policy) -> Record:
-    """RENDERING -> SENDING: what the job built is fixed, and its first attempt begins, under a fresh lease."""
+    """RENDERING -> SENDING: what the job built is fixed, and its first attempt begins, under a fresh lease.
+
+    EXPIRED instead, when building it took so long that it is too late to begin.
+    """
+    if record.expires_at is not None and now >= record.expires_at:
+        return _end_unsent(record, State.EXPIRED, now, record.claim_id, "it was too late to send it once it was built")
     frozen = replace(
         record,
         version=record.version + 1,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -39,13 +40,17 @@ class Point(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Render:
-    """A message that names the job which builds its emails; `build` runs in the worker, once per claim."""
+    """A message that names the job which builds its emails; `build` runs in the worker, once per claim.
+
+    `timeout_seconds` is how long it may take before others may begin, too; None leaves that to who holds the claim.
+    """
 
     key: str
     job: str
     build: Callable[[], Email | Sequence[Email] | None]
     in_doubt: InDoubt | None = None
     expires_at: float | None = None
+    timeout_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,15 @@ class Resume:
     """A message that names a key, whose email the ledger holds."""
 
     key: str
+
+
+@dataclass(slots=True, eq=False)
+class Building:
+    """A job that is building its email. Whoever holds its claim meanwhile writes here what has become of that."""
+
+    source: Render
+    claim: Claim
+    lost: Lost | None = None
 
 
 Source = Ready | Render | Resume | Bulk
@@ -95,7 +109,8 @@ class Sender:
 
     `provider` is the first choice. An attempt goes through the provider that its record names: where that is neither
     this one nor one of `others`, nothing is sent. `heed` is told the provider, the provider key and the outcome of each
-    call, before it is settled: it must neither raise nor wait.
+    call, before it is settled: it must neither raise nor wait. `hold` is entered while a job builds its email, to renew
+    its claim: without one, somebody else may begin when the lease is over.
     """
 
     def __init__(  # noqa: PLR0913 - each is one thing that a test or a deployment decides
@@ -109,6 +124,7 @@ class Sender:
         others: Sequence[Provider] = (),
         reach: Callable[[Point], None] = lambda _: None,
         heed: Callable[[str, str, Outcome], None] = lambda _provider, _key, _outcome: None,
+        hold: Callable[[Building], AbstractContextManager[None]] = lambda _: nullcontext(),
     ) -> None:
         self._ledger = ledger
         self._provider = provider
@@ -118,6 +134,7 @@ class Sender:
         self._namespace = namespace
         self._reach = reach
         self._heed = heed
+        self._hold = hold
 
     def send(self, source: Source | Group) -> Result:
         """Take one message as far as it goes now. Raises `LedgerError` when the ledger cannot say."""
@@ -201,8 +218,13 @@ class Sender:
         return self._render(source, claim)
 
     def _render(self, source: Render, claim: Claim) -> _Attempt | Record | Lost:
-        built = _build(source)
+        building = Building(source, claim)
+        with self._hold(building):
+            built = _build(source)
         self._reach(Point.RENDERED)
+        if building.lost is not None:
+            return building.lost
+        claim = building.claim
         if isinstance(built, NotSent | Rejected):
             return self._ledger.settle(claim, built)
         try:
@@ -216,7 +238,7 @@ class Sender:
             if explicit in {None, key}:
                 frozen = self._ledger.freeze(claim, email.canonical(), email.fingerprint())
                 self._reach(Point.FROZEN)
-                return frozen if isinstance(frozen, Lost) else _Attempt(frozen, (email,))
+                return _Attempt(frozen, (email,)) if isinstance(frozen, Claim) else frozen
         emails = [built] if isinstance(built, Email) else built
         return self._split(claim, emails)
 

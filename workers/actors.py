@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import dramatiq
@@ -46,12 +47,14 @@ class Performer:
         gate: Gate,
         policy: Policy,
         clock: Clock,
+        timeouts: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         self._sender = sender
         self._ledger = ledger
         self._gate = gate
         self._broker = broker
         self._functions = functions
+        self._timeouts = timeouts
         self._policy = policy
         self._clock = clock
         #: Set when the provider refused the credentials: every email would meet the same, and only a person can help.
@@ -100,7 +103,14 @@ class Performer:
 
     def _render(self, call: Call) -> Render:
         function = self._functions[call.job]
-        return Render(call.key, call.job, lambda: function(*call.args, **call.kwargs), call.in_doubt, call.expires_at)
+        return Render(
+            call.key,
+            call.job,
+            lambda: function(*call.args, **call.kwargs),
+            call.in_doubt,
+            call.expires_at,
+            self._timeouts.get(call.job),
+        )
 
     def _remembered(self, message: dramatiq.Message[None], asked: Asked) -> Asked | None:
         """What of a message may be sent: not what the record may be gone of, or may go while we look.

@@ -62,6 +62,12 @@ def _choice(in_doubt: str | None) -> InDoubt | None:
         raise JobError(f"in_doubt is {in_doubt!r}: it must be one of {', '.join(InDoubt)}") from None
 
 
+def _timeout(seconds: float | None) -> float | None:
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0):
+        raise JobError(f"timeout is {seconds!r}: it must be a number of seconds above 0")
+    return seconds
+
+
 class DeclaredJob(Generic[P]):
     """A job function, with `send` beside the plain call."""
 
@@ -142,6 +148,7 @@ class App:
     def __init__(self, settings: Settings, *, reach: Callable[[Point], None] = lambda _: None) -> None:
         self.settings = settings
         self.jobs: dict[str, JobFunction] = {}
+        self.timeouts: dict[str, float] = {}
         self.schedules: dict[str, Schedule] = {}
         self._webhooks = Declared()
         self._reach = reach
@@ -153,14 +160,20 @@ class App:
         return cls(Settings.load())
 
     def job(
-        self, name: str | None = None, *, in_doubt: Literal["hold", "resend", "drop"] | None = None
+        self,
+        name: str | None = None,
+        *,
+        in_doubt: Literal["hold", "resend", "drop"] | None = None,
+        timeout: float | None = None,
     ) -> Callable[[Callable[P, Email | Sequence[Email] | None]], DeclaredJob[P]]:
         """Declare a function that returns an `Email`, a list of them, or None; by default under its own name.
 
         `in_doubt` says what is to happen to an email of which it cannot be found out whether it was accepted: `hold` it
-        for a person (the default), `resend` it, as it may rather arrive twice than never, or `drop` it.
+        for a person (the default), `resend` it, as it may rather arrive twice than never, or `drop` it. `timeout` is
+        how many seconds the function may take before another worker may begin to build the same (by default
+        `IDEM_BUILD_SECONDS`); it is not stopped then.
         """
-        choice = _choice(in_doubt)
+        choice, seconds = _choice(in_doubt), _timeout(timeout)
 
         def declare(function: Callable[P, Email | Sequence[Email] | None]) -> DeclaredJob[P]:
             if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
@@ -173,6 +186,8 @@ class App:
             for taken in inspect.signature(function).parameters.keys() & _SAID_IN_SEND:
                 raise JobError(f"job {chosen}: `{taken}` is an argument of send() itself; rename the parameter")
             self.jobs[chosen] = function
+            if seconds is not None:
+                self.timeouts[chosen] = seconds
             return DeclaredJob(self, chosen, function, choice)
 
         if callable(name):
@@ -189,12 +204,14 @@ class App:
         catch_up: str = "latest",
         name: str | None = None,
         in_doubt: Literal["hold", "resend", "drop"] | None = None,
+        timeout: float | None = None,
     ) -> Callable[[ScheduledFunction], ScheduledFunction]:
         """Declare a function that runs at the times of a cron expression (in `tz`), at an interval, or at one instant.
 
         It takes the `Slot`, or nothing, and returns what a job returns; it is one, by default under its own name, and
         each of its slots has one key. `catch_up` says what becomes of slots that were missed: `none`, the `latest`,
-        `all`, or the last N: `all(N)`. Raises `ScheduleError` for what can be no schedule, or never runs.
+        `all`, or the last N: `all(N)`. `timeout` is as for a job. Raises `ScheduleError` for what can be no schedule,
+        or never runs.
         """
         if callable(cron):
             raise ScheduleError("write @app.schedule('0 7 * * *') with a cron expression, every= or at=")
@@ -205,7 +222,7 @@ class App:
             if not job_name:
                 raise ScheduleError(f"{type(function).__name__} has no name: write @app.schedule(..., name='a-name')")
             schedule = Schedule(job_name, rule, missed, choice)
-            self.job(job_name)(_slot_job(schedule, function))
+            self.job(job_name, timeout=timeout)(_slot_job(schedule, function))
             self.schedules[job_name] = schedule
             return function
 
@@ -217,18 +234,20 @@ class App:
         *types: str,
         name: str | None = None,
         in_doubt: Literal["hold", "resend", "drop"] | None = None,
+        timeout: float | None = None,
     ) -> Callable[[Hook], Hook]:
         """Declare a job that runs once for each event of these types: a function that takes an `Event`.
 
-        It returns what a job returns. `source` is a sender, or `<sender>_<account>`; the key is `<source>/<event
-        id>/<name>`, where the name is by default the function's own. One event may have several jobs.
+        It returns what a job returns, and `timeout` is as for one. `source` is a sender, or `<sender>_<account>`; the
+        key is `<source>/<event id>/<name>`, where the name is by default the function's own. One event may have several
+        jobs.
         """
         choice = _choice(in_doubt)
 
         def declare(function: Hook) -> Hook:
             check_declaration(source, types, function)
             chosen = name or str(getattr(function, "__name__", "webhook"))
-            self.job(chosen, in_doubt=in_doubt)(as_job(function))
+            self.job(chosen, in_doubt=in_doubt, timeout=timeout)(as_job(function))
             self._webhooks.add(source, types, chosen, choice)
             return function
 
@@ -392,6 +411,7 @@ class App:
             gate=self.gate,
             policy=wiring.build_policy(self.settings),
             clock=clock,
+            timeouts=self.timeouts,
         )
         declare_actor(self.broker, performer)
         return performer

@@ -108,7 +108,14 @@ class Settings:
         "person, `resend` it, or `drop` it",
     )
     namespace: str = _setting("default", "NAMESPACE", "keeps the keys of two applications apart")
-    lease_seconds: float = _setting(60.0, "LEASE_SECONDS", "how long a worker may hold a claim")
+    lease_seconds: float = _setting(
+        60.0, "LEASE_SECONDS", "how long a worker may hold a claim; renewed while a job builds its email"
+    )
+    build_seconds: float = _setting(
+        3_600.0,
+        "BUILD_SECONDS",
+        "how long a job may take to build its email, where it has no `timeout=`: for so long its claim is renewed",
+    )
     http_timeout_seconds: float = _setting(
         20.0, "HTTP_TIMEOUT_SECONDS", "the whole of one request to the provider; shorter than the lease"
     )

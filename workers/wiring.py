@@ -20,6 +20,7 @@ from idem.reconcile import Patience, Reconciler
 from idem.send import Point, Sender
 from idem.stores.base import Cells, Store
 from idem.stores.sqlite import SqliteStore
+from workers.building import Builds
 from workers.settings import Settings
 from workers.webhooks.declared import Declared
 from workers.webhooks.sources import Source, open_sources
@@ -207,7 +208,13 @@ def build_sender(
         namespace=settings.namespace,
         reach=reach,
         heed=gate.heed,
+        hold=build_builds(settings, ledger, clock).hold,
     )
+
+
+def build_builds(settings: Settings, ledger: Ledger, clock: Clock) -> Builds:
+    """What holds the claims of jobs that take long to build their email."""
+    return Builds(ledger.renew, clock=clock, lease_seconds=settings.lease_seconds, build_seconds=settings.build_seconds)
 
 
 def build_reconciler(settings: Settings, ledger: Ledger, clock: Clock, resume: Callable[[str], None]) -> Reconciler:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -230,6 +231,85 @@ def test_a_freeze_that_is_not_answered_is_not_acted_on(bench: Bench) -> None:
     bench.lease_over()
     claim = taken(ledger, JOB)
     assert (claim.record.body, claim.record.fingerprint) == (b"body", "f")
+
+
+def test_a_renewed_claim_is_held_for_one_more_lease(bench: Bench) -> None:
+    ledger, store = bench.worker()
+    claim = taken(ledger, JOB)
+    bench.clock.sleep(POLICY.lease_seconds - 1)
+    renewed = ledger.renew(claim)
+    assert isinstance(renewed, Claim)
+    assert store.counted == {"swap": 2}
+    bench.clock.sleep(POLICY.lease_seconds - 1)
+    assert isinstance(bench.worker()[0].claim(JOB), Wait)
+    assert isinstance(ledger.freeze(renewed, b"body", "f"), Claim)
+
+
+def test_what_was_frozen_is_not_renewed(bench: Bench) -> None:
+    """Not by a renewal that was under way when the build came to its end, and not by one that arrives later still."""
+    ledger, store = bench.worker({2: Fault.LATE})
+    claim = taken(ledger, JOB)
+    with pytest.raises(LedgerUnavailable):
+        ledger.renew(claim)
+    assert isinstance(ledger.freeze(claim, b"body", "f"), Claim)
+    frozen = bench.stored()
+    assert ledger.renew(claim) == Lost(frozen)
+    assert store.apply_late() == [frozen]
+    assert bench.stored() == frozen
+
+
+@pytest.mark.parametrize("fault", [Fault.ANSWER_LOST, Fault.RETRIED])
+def test_a_renewal_whose_answer_was_lost_is_renewed_on_top(bench: Bench, fault: Fault) -> None:
+    """Else the lease that its holder counts on would outlive the one that others see."""
+    ledger, _ = bench.worker({2: fault})
+    claim = taken(ledger, JOB)
+    bench.clock.sleep(10)
+    with suppress(LedgerUnavailable):
+        ledger.renew(claim)
+    bench.clock.sleep(10)
+    renewed = ledger.renew(claim)
+    assert isinstance(renewed, Claim)
+    assert renewed.record == bench.stored()
+    assert renewed.lease.wall == bench.stored().lease_until
+    assert isinstance(ledger.freeze(renewed, b"body", "f"), Claim)
+
+
+def test_a_renewal_under_way_does_not_hinder_the_freeze(bench: Bench) -> None:
+    """The build ends before it hears that its claim was renewed."""
+    ledger, _ = bench.worker()
+    claim = taken(ledger, JOB)
+    ledger.renew(claim)
+    assert isinstance(ledger.freeze(claim, b"body", "f"), Claim)
+
+
+def test_a_claim_that_was_taken_is_not_renewed(bench: Bench) -> None:
+    """Its lease was over and another worker builds: of the two, that one may freeze."""
+    slow, _ = bench.worker()
+    claim = taken(slow, JOB)
+    bench.lease_over()
+    other, _ = bench.worker()
+    current = taken(other, JOB)
+    assert slow.renew(claim) == Lost(current.record)
+    assert slow.freeze(claim, b"late", "l") == Lost(current.record)
+    assert isinstance(other.freeze(current, b"body", "f"), Claim)
+
+
+def test_a_claim_that_nobody_took_is_renewed_after_its_lease(bench: Bench) -> None:
+    ledger, _ = bench.worker()
+    claim = taken(ledger, JOB)
+    bench.clock.sleep(10 * POLICY.lease_seconds)
+    assert isinstance(ledger.renew(claim), Claim)
+    assert isinstance(bench.worker()[0].claim(JOB), Wait)
+
+
+def test_what_is_built_too_late_expires(bench: Bench) -> None:
+    """A build may take longer than its email is worth; then no attempt begins."""
+    ledger, _ = bench.worker()
+    claim = taken(ledger, replace(JOB, expires_at=bench.clock.now() + 30))
+    bench.clock.sleep(30)
+    assert ledger.freeze(claim, b"body", "f") == bench.stored()
+    assert (bench.stored().state, bench.stored().attempts) == (State.EXPIRED, 0)
+    assert bench.stored().body is None
 
 
 @pytest.mark.parametrize("further", range(1, 6))

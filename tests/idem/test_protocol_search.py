@@ -199,7 +199,14 @@ class Search:
         if self._holds(world, worker):
             frozen = self._freeze(world.record, index)
             following = _put(world, index, Worker(Pc.CLAIMED, worker.claim_id, LEASE), frozen)
-            yield "freezes", following._replace(since=max(world.since, 0))
+            # Too late to begin, it ends instead.
+            if self._record(frozen).state is State.EXPIRED:
+                following = _put(world, index, Worker(Pc.IDLE), frozen)
+            else:
+                following = following._replace(since=max(world.since, 0))
+            yield "freezes", following
+            renewed = self._renewed(world.record, index)
+            yield "renews its claim", _put(world, index, worker._replace(left=LEASE), renewed)
             for outcome in (NOT_SENT, INVALID):
                 yield f"cannot build: {NAMES[outcome]}", _put(world, index, worker._replace(pc=Pc.GOT, outcome=outcome))
         else:
@@ -304,6 +311,14 @@ class Search:
             return self._number(stored, frozen)
 
         result: int = self._remember(("freeze", number, index), compute)
+        return result
+
+    def _renewed(self, number: int, index: int) -> int:
+        def compute() -> int:
+            stored = self._record(number)
+            return self._number(stored, protocol.renew(stored, now=self._now(index), policy=self._setting.policy))
+
+        result: int = self._remember(("renew", number, index), compute)
         return result
 
     def _settled(self, number: int, index: int, outcome: int) -> int:
@@ -480,6 +495,7 @@ _SETTINGS = {
     "keyless, a clock ahead": Setting(policy=KEYLESS, skew=3),
     "keyless, a clock behind": Setting(policy=KEYLESS, skew=-3),
     "keyless, rendered": Setting(policy=KEYLESS, job="j"),
+    "keyless, rendered, a clock behind": Setting(policy=KEYLESS, job="j", skew=-3),
     "keyless, gives up": Setting(policy=replace(KEYLESS, give_up_seconds=3)),
 }
 

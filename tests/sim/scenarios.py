@@ -80,6 +80,7 @@ def _job(chance: random.Random, number: int, offer: Offer) -> Job:
         invalid=emails is None and chance.random() < 0.03,
         conflict=emails is None and len(copies) > 1 and chance.random() < 0.05,
         unknown_until=100.0 if emails == 1 and chance.random() < 0.1 else 0.0,
+        long=chance.choice((1, 3, 9)) if emails is not None and chance.random() < 0.3 else 0,
     )
 
 
@@ -91,11 +92,12 @@ def _skews(chance: random.Random) -> tuple[float, ...]:
 
 _PLAIN = (Job("job-1", copies=(0.0, 0.01)),)
 _BUILT = (Job("job-1", copies=(0.0, 0.01), emails=1),)
+_BUILT_LONG = (Job("job-1", copies=(0.0, 0.01), emails=1, long=4),)
 
 
 def small(offer: Offer) -> Iterator[Scenario]:
     """One job, two copies of its message, two machines; every crash point is a step."""
-    for jobs in (_PLAIN, _BUILT):
+    for jobs in (_PLAIN, _BUILT, _BUILT_LONG):
         yield Scenario(offer=offer, jobs=jobs, points=True)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -21,7 +22,7 @@ from idem.clock import Deadline
 from idem.email import Email
 from idem.errors import BrokerUnavailable, IdemError, LedgerUnavailable
 from idem.gate import Gate
-from idem.ledger import Ledger
+from idem.ledger import Ledger, Lost
 from idem.outcome import Accepted, Outcome
 from idem.policy import Policy
 from idem.protocol import InDoubt, Record, State
@@ -29,7 +30,7 @@ from idem.providers import reading
 from idem.providers.base import CannotTell, Missing, Sighting
 from idem.providers.http import Answer, NoAnswer, Phase
 from idem.reconcile import Patience, Reconciler
-from idem.send import Point, Sender
+from idem.send import Building, Point, Sender
 from idem.stores.memory import MemoryStore
 from tests.fakes import START, Crash
 from tests.sim.faults import Fault, Faults, Kind
@@ -62,6 +63,7 @@ class Job:
     """What a producer asks for. `copies` are the seconds at which messages of it are enqueued.
 
     `emails` is how many its function builds, None for an email that is ready; `batch`, how many a bulk carries.
+    `long` is how many thirds of a lease it builds for: so often its claim is renewed.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Job:
     invalid: bool = False
     conflict: bool = False
     unknown_until: float = 0.0
+    long: int = 0
 
 
 class Violation(AssertionError):
@@ -413,6 +416,7 @@ class _Worker:
             http_timeout_seconds=HTTP,
             namespace=NAMESPACE,
             reach=self._reach,
+            hold=self._building,
             **heed,
         )
         broker: Any = _Producing(self)
@@ -427,6 +431,21 @@ class _Worker:
             patience=PATIENCE,
             resume=lambda key: void_message(broker.enqueue(resume_message(key))),
         )
+
+    @contextmanager
+    def _building(self, building: Building) -> Iterator[None]:
+        """Between the claim and what the function returns: it takes a third of a lease as often as its job says."""
+        for _ in range(self.world.builds_long(building.source.key)):
+            self.hold(LEASE / 3)
+            if building.lost is not None:
+                break
+            with suppress(LedgerUnavailable):
+                renewed = self.ledger.renew(building.claim)
+                if isinstance(renewed, Lost):
+                    building.lost = renewed
+                else:
+                    building.claim = renewed
+        yield
 
     def deliver(self, letter: Letter) -> None:
         """Perform one message, and say what becomes of it."""
@@ -644,6 +663,10 @@ class World:
             self.later(self._pause, self._reconcile)
         self.scheduler.run()
         self.table.arrive()
+
+    def builds_long(self, key: str) -> int:
+        """For how many thirds of a lease the job of that key builds."""
+        return next((job.long for job in self.scenario.jobs if self.keys.get(job.name) == key), 0)
 
     def new_id(self) -> str:
         """A claim id."""
