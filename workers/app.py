@@ -422,7 +422,9 @@ class App:
         return Board(self._store)
 
     def scheduler(self) -> Scheduler:
-        """What a scheduler process needs."""
+        """What enqueues the slots. Raises `ScheduleError` when there is no schedule."""
+        if not self.schedules:
+            raise ScheduleError("the application declares no schedule: write @app.schedule() above a function")
         return Scheduler(
             self.schedules,
             self.board,

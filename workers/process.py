@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import dramatiq
 from idem.errors import BrokerUnavailable, IdemError
 from workers.app import App
 from workers.telemetry import describe_error
-from workers.upkeep import looking_after
+from workers.upkeep import enqueue_due, keeping_up, looking_after
 
 _log = logging.getLogger("idem.worker")
 
@@ -31,8 +31,10 @@ _RESTART_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 
 
-def work(app: App, *, threads: int, until_empty: bool) -> int:
+def work(app: App, *, threads: int, until_empty: bool, with_scheduler: bool = False) -> int:
     """Work until told to stop (SIGTERM, SIGINT), or until nothing is left; what was begun is finished first.
+
+    `with_scheduler`: enqueue what is scheduled as well, as long as it works; `until_empty`, what is due at the start.
 
     Returns the exit status: 0, or 1 when `until_empty` and the provider refuses the credentials, so that nothing can
     be sent. Raises `IdemError` when the broker or the ledger cannot be used at the start.
@@ -41,10 +43,11 @@ def work(app: App, *, threads: int, until_empty: bool) -> int:
     app.ledger.check()
     app.broker.check()
     worker = dramatiq.Worker(app.broker, worker_threads=threads, worker_timeout=_IDLE_MS)
-    with stop_signals() as stop, looking_after(app):
+    with stop_signals() as stop, looking_after(app), _scheduling(app, with_scheduler, until_empty) as check:
         worker.start()
         try:
             while not stop.wait(_LOOK_SECONDS):
+                check()
                 if until_empty and performer.credentials_refused.is_set():
                     return 1
                 if until_empty and _is_empty(app):
@@ -53,6 +56,18 @@ def work(app: App, *, threads: int, until_empty: bool) -> int:
         finally:
             performer.stop()
             worker.stop(timeout=int(app.settings.shutdown_seconds * 1000))
+
+
+@contextmanager
+def _scheduling(app: App, wanted: bool, once: bool) -> Iterator[Callable[[], None]]:  # noqa: FBT001 - as `work` was told
+    """Be a scheduler, or enqueue once what is due, if that is wanted; what is yielded raises if that has failed."""
+    if wanted and not once:
+        with keeping_up(app) as check:
+            yield check
+    else:
+        if wanted:
+            enqueue_due(app)
+        yield lambda: None
 
 
 def _is_empty(app: App) -> bool:

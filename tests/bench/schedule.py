@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,9 +55,9 @@ class Queue:
     def __init__(self) -> None:
         self.count = 0
 
-    def enqueue(self, message: object) -> object:
-        self.count += 1
-        return message
+    def enqueue_many(self, messages: Sequence[object]) -> list[None]:
+        self.count += len(messages)
+        return [None] * len(messages)
 
 
 def _say(line: str) -> None:

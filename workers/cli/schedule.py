@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import click
@@ -16,7 +16,7 @@ from workers import wiring
 from workers.app import App
 from workers.process import load_app
 from workers.schedule.board import Entry, cell_of, tag
-from workers.schedule.scheduler import enqueue_slot
+from workers.schedule.scheduler import enqueue_slots
 from workers.schedule.slots import Schedule, read_instant, write_instant
 
 _APP = click.option("--app", "app_name", metavar="MODULE:APP", required=True, help="The application.")
@@ -87,7 +87,8 @@ def run_command(name: str, slot: int | None, app_name: str, *, now_slot: bool) -
         if at is None or not schedule.has(at):
             raise ScheduleError(_no_slot(schedule, at))
         _check_remembered(app, at)
-        click.echo(enqueue_slot(app.broker, schedule, at))
+        for key in _enqueue(app, schedule, [at]):
+            click.echo(key)
 
 
 @schedule_command.command("backfill")
@@ -102,9 +103,10 @@ def backfill_command(name: str, first: int, last: int | None, app_name: str, *, 
     with _app(app_name) as app:
         schedule = _find(app, name)
         _check_remembered(app, first)
+        slots = schedule.between(first - 1, until)
         done = 0
-        for slot in schedule.between(first - 1, until):
-            click.echo(schedule.key(slot) if dry_run else enqueue_slot(app.broker, schedule, slot))
+        for key in map(schedule.key, slots) if dry_run else _enqueue(app, schedule, slots):
+            click.echo(key)
             done += 1
     return 0 if done else 1
 
@@ -125,6 +127,11 @@ def resume_command(name: str, app_name: str) -> None:
     """Let a paused schedule go on from now; `backfill` makes up for what passed meanwhile."""
     now = int(time.time())
     _change(app_name, name, lambda entry: Entry(now) if entry is None or entry.paused else entry)
+
+
+def _enqueue(app: App, schedule: Schedule, slots: Iterable[int]) -> Iterator[str]:
+    """The keys of slots, each once the broker has it."""
+    return chain.from_iterable(enqueue_slots(app.broker, ((schedule, slot) for slot in slots)))
 
 
 def _change(app_name: str, name: str, change: Callable[[Entry | None], Entry]) -> None:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import heapq
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+
+from dramatiq import Message
 
 from idem.clock import Clock
 from idem.errors import IdemError
-from workers.brokers.base import JobBroker
+from workers.brokers.base import TOGETHER, JobBroker
 from workers.jobs import job_message
 from workers.schedule.board import Board, Entry, cell_of, tag
 from workers.schedule.slots import Schedule, write_instant
@@ -26,6 +29,8 @@ ROUND = 500
 #: How long a wait may be: a clock that is set is noticed, and so is a signal.
 _LOOK_SECONDS = 0.1
 _RETRY_SECONDS = 1.0
+#: Each scheduler comes this much later than a slot, at the most: whoever is second finds that there is nothing to do.
+SPREAD_SECONDS = 0.2
 
 
 class Scheduler:
@@ -93,27 +98,29 @@ class Scheduler:
         known = self._join(cell, marks, now)
         # To each its share: one that has much to catch up on must not hold up the others.
         share = max(1, ROUND // len(marks))
+        runs: list[tuple[Schedule, int]] = []
         reached: dict[str, int] = {}
         for mark in marks:
             if not known[mark].paused:
-                last = self._enqueue_due(self._schedules[mark], known[mark].last, now, share)
+                start, slots = self._due_of(self._schedules[mark], known[mark].last, now, share)
+                runs += [(self._schedules[mark], slot) for slot in slots]
+                last = slots[-1] if slots else start
                 reached |= {mark: last} if last > known[mark].last else {}
+        for _ in enqueue_slots(self._broker, runs):
+            self._reach("slot")
         self._reach("enqueued")
         if reached:
             known = self._board.change(cell, lambda found: _advanced(found, reached))
         for mark in marks:
             self._expect(cell, mark, known[mark], now)
 
-    def _enqueue_due(self, schedule: Schedule, last: int, now: int, limit: int) -> int:
-        """Enqueue the first `limit` slots that are due; the instant up to which these were all."""
+    def _due_of(self, schedule: Schedule, last: int, now: int, limit: int) -> tuple[int, list[int]]:
+        """After which instant a schedule's slots are to run, and the first `limit` of those that are due."""
         remembered = last if self._memory_seconds is None else max(last, int(now - self._memory_seconds))
         start = schedule.start(remembered, now)
-        _report_left_out(schedule, last, start)
-        slots = schedule.due(remembered, now, limit)
-        for slot in slots:
-            enqueue_slot(self._broker, schedule, slot)
-            self._reach("slot")
-        return slots[-1] if slots else start
+        if start > last:
+            _report_left_out(schedule, last, start)
+        return start, list(islice(schedule.between(start, now), limit))
 
     def _expect(self, cell: int, mark: str, entry: Entry, now: int) -> None:
         """Note when a schedule is due. A paused one is looked at again at its next slot."""
@@ -128,12 +135,24 @@ class Scheduler:
             heapq.heappush(self._heap, (min(self._due[cell].values()), cell))
 
 
-def enqueue_slot(broker: JobBroker, schedule: Schedule, slot: int) -> str:
-    """Enqueue the run of one slot and return its key; how often it is done makes no difference to what is sent."""
-    message, key = job_message(schedule.name, [write_instant(slot)], {}, schedule.key(slot), schedule.in_doubt)
-    broker.enqueue(message)
-    _log.info("key %s is enqueued", key)
-    return key
+def enqueue_slots(broker: JobBroker, runs: Iterable[tuple[Schedule, int]]) -> Iterator[list[str]]:
+    """Enqueue runs of slots, several in a request; their keys, as soon as the broker has them.
+
+    How often it is done makes no difference to what is sent. Raises `BrokerError` when one was not enqueued, or may not
+    have been.
+    """
+    waiting = iter(runs)
+    while together := [_run(schedule, slot) for schedule, slot in islice(waiting, TOGETHER)]:
+        for error in filter(None, broker.enqueue_many([message for message, _ in together])):
+            raise error
+        keys = [key for _, key in together]
+        for key in keys:
+            _log.info("key %s is enqueued", key)
+        yield keys
+
+
+def _run(schedule: Schedule, slot: int) -> tuple[Message[None], str]:
+    return job_message(schedule.name, [write_instant(slot)], {}, schedule.key(slot), schedule.in_doubt)
 
 
 def keep_up(scheduler: Scheduler, wait: Callable[[float], bool], now: Callable[[], float], spread: float) -> None:

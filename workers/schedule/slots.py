@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Final, Protocol
 from zoneinfo import ZoneInfo
 
@@ -31,6 +31,8 @@ from idem.protocol import InDoubt
 #: A slot that is enqueued or run later than this is late; what is missed is what `catch_up` decides about.
 LATE_SECONDS: Final = 60
 _DAY = 86_400
+#: The year 3000.
+_END: Final = 32_503_680_000
 _LONGEST_SECONDS = 50 * 366 * _DAY
 _YEARS = range(1970, 3000)
 _NAMES = {
@@ -272,19 +274,20 @@ class Schedule:
         missed = self._last(last, fresh, most)
         return missed[0] - 1 if missed else fresh
 
-    def due(self, last: int, now: int, limit: int) -> list[int]:
-        """The first `limit` slots to enqueue at `now`, when those up to `last` were."""
-        return list(islice(self.between(self.start(last, now), now), limit))
-
     def _last(self, after: int, until: int, count: int) -> list[int]:
-        """The last `count` slots after one instant, up to another: looked for from the end, twice as far each time."""
-        span = LATE_SECONDS
+        """The last `count` slots after one instant, up to another: looked for from the end, farther each time."""
+        span = count * self._gap(until)
         while True:
             start = max(after, until - span)
             found = deque(self.between(start, until), maxlen=count)
             if len(found) == count or start == after:
                 return list(found)
-            span *= 2
+            span *= 4
+
+    def _gap(self, after: int) -> int:
+        """About how far slots are apart there. Rather too little, as what is looked through may hold many slots."""
+        one, other = islice(chain(self.between(after, _END), repeat(_END)), 2)
+        return max(1, min(one - after, other - one))
 
 
 def make_rule(cron: str | None, every: timedelta | None, at: datetime | None, tz: str) -> Rule:

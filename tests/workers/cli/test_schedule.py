@@ -172,4 +172,4 @@ def test_a_scheduler_without_schedules(call_idem: RunIdem, tmp_path: Path) -> No
     ran = call_idem("scheduler", "--app", "bare:app")
 
     assert ran.status == 2
-    assert "it declares no schedule" in ran.problem
+    assert "declares no schedule" in ran.problem

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from idem.errors import BrokerError, BrokerUnavailable, LedgerUnavailable, LedgerUnusable
 from idem.stores.memory import MemoryStore
 from tests.fakes import Crash, FakeClock
-from workers.brokers.base import Backlog, DeadLetter
+from workers.brokers.base import TOGETHER, Backlog, DeadLetter
 from workers.jobs import Call, read_message
 from workers.schedule.board import Board, Entry, cell_of, tag
 from workers.schedule.scheduler import ROUND, Scheduler, keep_up
@@ -32,17 +32,20 @@ class Queue:
     down: bool = False
 
     def enqueue(self, message: Message[None], *, delay: int | None = None) -> Message[None]:
-        assert delay is None
+        raise NotImplementedError
+
+    def enqueue_many(self, messages: Sequence[Message[None]]) -> list[BrokerError | None]:
+        assert 1 <= len(messages) <= TOGETHER
+        return [self._enqueue(message) for message in messages]
+
+    def _enqueue(self, message: Message[None]) -> BrokerError | None:
         if self.down:
-            raise BrokerUnavailable("the broker does not answer")
+            return BrokerUnavailable("the broker does not answer")
         call = read_message(message.kwargs, message.message_id)
         assert isinstance(call, Call)
         assert f"{call.job}/{call.args[0]}" == call.key
         self.keys.append(call.key)
-        return message
-
-    def enqueue_many(self, messages: Sequence[Message[None]]) -> list[BrokerError | None]:
-        raise NotImplementedError
+        return None
 
     def backlog(self) -> Backlog:
         raise NotImplementedError
