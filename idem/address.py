@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from idem.errors import EmailError
 
@@ -41,6 +42,8 @@ def refuse_controls(field: str, value: str) -> None:
         raise EmailError(field, f"holds the control character U+{ord(found[0]):04X} at position {found.start() + 1}")
 
 
+# A sender's address is the same in every email, and a recipient's is read again with each delivery of its message.
+@lru_cache(maxsize=1_024)
 def parse_address(field: str, value: str) -> Address:
     """Read `user@example.com` or `Name <user@example.com>`; raise `EmailError` naming `field` for anything else."""
     refuse_controls(field, value)

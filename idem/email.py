@@ -146,21 +146,18 @@ class Email:
 
     def as_dict(self) -> dict[str, Any]:
         """The email as JSON would have it, without the fields that are empty; `from_dict` reads it back."""
-        parts: dict[str, Any] = {
-            "from": self.from_,
-            "to": list(self.to),
-            "cc": list(self.cc),
-            "bcc": list(self.bcc),
-            "reply_to": list(self.reply_to),
-            "subject": self.subject,
-            "headers": dict(self.headers),
-            "tags": list(self.tags),
-            "metadata": dict(self.metadata),
-            "attachments": [_attachment_as_dict(item) for item in self.attachments],
-        }
-        present = {name: value for name, value in parts.items() if value or name == "subject"}
+        parts: dict[str, Any] = {"from": self.from_, "to": list(self.to)}
+        for name, several in (("cc", self.cc), ("bcc", self.bcc), ("reply_to", self.reply_to), ("tags", self.tags)):
+            if several:
+                parts[name] = list(several)
+        parts["subject"] = self.subject
+        for name, named in (("headers", self.headers), ("metadata", self.metadata)):
+            if named:
+                parts[name] = dict(named)
+        if self.attachments:
+            parts["attachments"] = [_attachment_as_dict(item) for item in self.attachments]
         bodies = {"text": self.text, "html": self.html}
-        return present | {name: body for name, body in bodies.items() if body is not None}
+        return parts | {name: body for name, body in bodies.items() if body is not None}
 
     @classmethod
     def from_dict(cls, parts: Mapping[str, Any]) -> Email:
@@ -238,6 +235,8 @@ def _check_body(name: str, value: object) -> str | None:
 
 
 def _check_list(value: object, name: str = "attachments") -> Iterable[Any]:
+    if isinstance(value, list | tuple):
+        return value
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise EmailError(name, f"is {type(value).__name__}; it must be a list")
     return value

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,8 @@ from tests.sim.world import Scenario
 
 #: At how many steps two workers are held up at the most.
 _HELD_UP = 2
+#: After how many jobs a long run says how far it is.
+_SHOWN_EVERY = 50_000
 
 
 @dataclass(slots=True)
@@ -39,6 +41,7 @@ class Sum:
     doubted: int = 0
     faults: int = 0
     problems: int = 0
+    cpu_seconds: float = 0.0
 
     def add(self, verdict: Verdict) -> None:
         self.runs += 1
@@ -52,18 +55,18 @@ class Sum:
             self.faults += verdict.tally.faults
 
     def plus(self, other: Sum) -> None:
-        for name in self.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
-    def report(self, seconds: float, cores: int) -> str:
-        """The figures, and what no event in so many says: less than 3/N, at 95 %, under this mix of faults."""
+    def report(self, seconds: float) -> str:
+        """The figures, and what no event in so many says: at most 3/N, at 95 %, under this mix of faults."""
         jobs = max(1, self.jobs)
         return (
             f"{self.runs:,} runs, {self.jobs:,} jobs, {self.emails:,} emails, {self.accepted:,} accepted, "
             f"{self.faults / jobs:.1f} faults a job; {self.problems} violations; "
             f"in doubt {self.in_doubt:,}, by the oracle {self.doubted:,}; "
-            f"{jobs / seconds:,.0f} jobs/s on {cores} cores, {jobs / seconds / cores:,.0f} a core"
-            + (f"; 0 in {jobs:,} is a bound of {3 / jobs:.1e} a job at 95 %" if not self.problems else "")
+            f"{jobs / self.cpu_seconds:,.0f} jobs a CPU second, {seconds:,.0f} s in all"
+            + (f"; 0 in {jobs:,}: at most {3 / jobs:.1e} a job at 95 %" if not self.problems else "")
         )
 
 
@@ -107,12 +110,22 @@ def _show(found: Verdict) -> None:
 
 
 def _many(work: Callable[[Any], Sum], items: Iterable[Any]) -> int:
-    total, began = Sum(), time.perf_counter()
+    total, began, shown = Sum(), time.perf_counter(), 0
     with ProcessPoolExecutor(_cores(), initializer=_quiet) as pool:
-        for part in pool.map(work, items):
+        for part in pool.map(partial(_timed, work), items):
             total.plus(part)
-    _print(total.report(time.perf_counter() - began, _cores()))
+            if total.jobs >= shown + _SHOWN_EVERY:
+                shown = total.jobs
+                _print(f"so far: {total.report(time.perf_counter() - began)}")
+    _print(total.report(time.perf_counter() - began))
     return 1 if total.problems else 0
+
+
+def _timed(work: Callable[[Any], Sum], item: Any) -> Sum:
+    began = time.process_time()
+    found = work(item)
+    found.cpu_seconds = time.process_time() - began
+    return found
 
 
 def _seeded(start: int, *, jobs: int, step: int, end: int) -> Sum:

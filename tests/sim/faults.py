@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Kind(StrEnum):
@@ -41,8 +42,7 @@ class Fault:
         return f"{self.kind} ({self.size:g})" if self.size else str(self.kind)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Spot:
+class Spot(NamedTuple):
     """The n-th step of one job, or of another actor."""
 
     name: str
