@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Self, TypeVar, overload
 
 from dramatiq import Message
 
@@ -28,6 +28,7 @@ from idem.reconcile import Reconciler
 from idem.send import Point
 from workers import wiring
 from workers.actors import JobFunction, Performer, declare_actor
+from workers.beside import Threads, Twin
 from workers.brokers.base import TOGETHER
 from workers.jobs import QUEUE, email_message, intent_of_message, job_message, part_message, record_message
 from workers.schedule.board import Board
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
 P = ParamSpec("P")
+R = TypeVar("R")
 ScheduledFunction = TypeVar(
     "ScheduledFunction",
     bound=Callable[[Slot], Email | Sequence[Email] | None] | Callable[[], Email | Sequence[Email] | None],
@@ -83,6 +85,7 @@ class DeclaredJob(Generic[P]):
 
     def send(
         self,
+        /,
         *args: Any,
         key: str | None = None,
         delay: float | None = None,
@@ -106,6 +109,13 @@ class DeclaredJob(Generic[P]):
         message, used = job_message(self.name, args, kwargs, key, self._in_doubt, expires_at=timing.expires_at)
         self._app.ask(message, timing, durable=durable)
         return used
+
+    asend = Twin(send)
+
+    @property
+    def threads(self) -> Threads:
+        """Where what is awaited is done."""
+        return self._app.threads
 
 
 def _slot_job(schedule: Schedule, function: Callable[..., Any]) -> Callable[[str], Any]:
@@ -136,6 +146,22 @@ def _takes_slot(name: str, function: Callable[..., Any]) -> bool:
     raise ScheduleError(f"schedule {name}: its function must take the Slot, or nothing")
 
 
+class _Opened(cached_property[R]):
+    """What whoever asks first opens, be it several threads at once: from Python 3.12 on, the base has no lock."""
+
+    def __init__(self, opens: Callable[[Any], R]) -> None:
+        super().__init__(opens)
+        self._opening = threading.RLock()
+
+    @overload
+    def __get__(self, instance: None, owner: type[Any] | None = None) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type[Any] | None = None) -> R: ...
+    def __get__(self, instance: object, owner: type[Any] | None = None) -> Self | R:
+        with self._opening:
+            return super().__get__(instance, owner)
+
+
 class App:
     """An application: its settings, its jobs, and the way into the queue. Making one connects to nothing."""
 
@@ -145,7 +171,6 @@ class App:
         self.schedules: dict[str, Schedule] = {}
         self._webhooks = Declared()
         self._reach = reach
-        self._lock = threading.RLock()
 
     @classmethod
     def from_env(cls) -> App:
@@ -267,6 +292,8 @@ class App:
         self.ask(message, timing, durable=durable)
         return used
 
+    aenqueue = Twin(enqueue)
+
     def message(
         self, email: Email, *, key: str | None = None, in_doubt: Literal["hold", "resend", "drop"] | None = None
     ) -> tuple[Message[None], str]:
@@ -303,6 +330,8 @@ class App:
             for part in together:
                 keys += [part.key] if isinstance(part, Ready) else [member for member, _ in part.members()]
         return keys
+
+    aenqueue_bulk = Twin(enqueue_bulk)
 
     def cancel(self, key: str, *, by: str = "by the application") -> None:
         """Call a key back: whatever was or will be enqueued under it is not sent. Twice is once.
@@ -356,22 +385,27 @@ class App:
         """Whether a job is written to the ledger first, by what was said of it or else by the settings."""
         return self.settings.durable == "on" if durable is None else durable
 
+    @_Opened
+    def threads(self) -> Threads:
+        """Where what is awaited is done; none is started before."""
+        return Threads()
+
     @cached_property
     def _check(self) -> Callable[[Email], None]:
         return wiring.check_with(self.settings)
 
-    @cached_property
+    @_Opened
     def broker(self) -> wiring.AnyBroker:
         """The broker, with the queue declared."""
         broker = wiring.build_broker(self.settings)
         broker.declare_queue(QUEUE)
         return broker
 
-    @cached_property
+    @_Opened
     def _store(self) -> wiring.LedgerStore:
         return wiring.open_store(self.settings)
 
-    @cached_property
+    @_Opened
     def ledger(self) -> Ledger:
         """The ledger of this application."""
         return wiring.build_ledger(self.settings, self._store)
@@ -435,6 +469,6 @@ class App:
         """Let go of what was opened; the embedded server stops when its last user has closed."""
         for name in ("board", "gate", "ledger", "_listener"):
             self.__dict__.pop(name, None)
-        for name in ("broker", "_store"):
+        for name in ("threads", "broker", "_store"):
             if name in self.__dict__:
                 self.__dict__.pop(name).close()
