@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections import ChainMap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -18,10 +18,11 @@ from dramatiq import Message
 
 from idem.bulk import Ready, cut
 from idem.clock import SystemClock
+from idem.content import ByContent, Contents, Named, digest_of_call, digest_of_email, digest_of_emails
 from idem.email import Email
 from idem.errors import BrokerUnavailable, InvalidKey, JobError, ScheduleError
 from idem.gate import Gate
-from idem.keys import check_key
+from idem.keys import check_key, take_explicit
 from idem.ledger import Ledger
 from idem.protocol import Conflict, InDoubt, State
 from idem.reconcile import Reconciler
@@ -30,7 +31,15 @@ from workers import wiring
 from workers.actors import JobFunction, Performer, declare_actor
 from workers.beside import Threads, Twin
 from workers.brokers.base import TOGETHER
-from workers.jobs import QUEUE, email_message, intent_of_message, job_message, part_message, record_message
+from workers.jobs import (
+    QUEUE,
+    check_arguments,
+    email_message,
+    intent_of_message,
+    job_message,
+    part_message,
+    record_message,
+)
 from workers.schedule.board import Board
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.slots import CatchUp, Schedule, Slot, make_rule, read_instant
@@ -87,7 +96,7 @@ class DeclaredJob(Generic[P]):
         self,
         /,
         *args: Any,
-        key: str | None = None,
+        key: str | ByContent | None = None,
         delay: float | None = None,
         at: datetime | None = None,
         expires: float | datetime | None = None,
@@ -96,17 +105,18 @@ class DeclaredJob(Generic[P]):
     ) -> str:
         """Enqueue the job and return its key; returning means that the broker has it.
 
-        Without `key`, the message's own id is the key, and enqueueing twice means two emails. With it, twice is once.
-        Arguments must be JSON values. Raises `JobError` for arguments that the function does not take, and
-        `BrokerUnavailable` when it is not known whether the job was enqueued: call again with the same key. The others
-        are as for `App.enqueue`.
+        Without `key`, the message's own id is the key, and enqueueing twice means two emails. With it, twice is once;
+        with `key=by_content(within=...)`, the same arguments again within that time are the same job. Arguments must be
+        JSON values. Raises `JobError` for arguments that the function does not take, and `BrokerUnavailable` when it is
+        not known whether the job was enqueued: call again with the same key. The others are as for `App.enqueue`.
         """
         try:
             inspect.signature(self._function).bind(*args, **kwargs)
         except TypeError as error:
             raise JobError(f"job {self.name}: {error}") from error
         timing = self._app.timing(delay, at, expires)
-        message, used = job_message(self.name, args, kwargs, key, self._in_doubt, expires_at=timing.expires_at)
+        chosen = self._app.key_of_call(self.name, args, kwargs, key)
+        message, used = job_message(self.name, args, kwargs, chosen, self._in_doubt, expires_at=timing.expires_at)
         self._app.ask(message, timing, durable=durable)
         return used
 
@@ -267,7 +277,7 @@ class App:
         self,
         email: Email,
         *,
-        key: str | None = None,
+        key: str | ByContent | None = None,
         in_doubt: Literal["hold", "resend", "drop"] | None = None,
         delay: float | None = None,
         at: datetime | None = None,
@@ -277,10 +287,11 @@ class App:
         """Enqueue an email that is ready and return its key; returning means that the broker has it.
 
         `in_doubt` is as for a job. The key is the argument's, else that of the email's `Idempotency-Key` header, else a
-        new one. It is not sent before `delay` seconds are over, or before `at`; a first attempt that would begin later
-        than `expires` (seconds from now, or an instant) is not made, and the key ends as expired. `durable` (by default
-        `IDEM_DURABLE`): it is written to the ledger first, and enqueued again should the queue lose it; returning then
-        means that the ledger has it, even if the broker does not answer.
+        new one; with `key=by_content(within=...)`, that of the header, else the one that the same content was enqueued
+        under within that time, else a new one. It is not sent before `delay` seconds are over, or before `at`; a first
+        attempt that would begin later than `expires` (seconds from now, or an instant) is not made, and the key ends as
+        expired. `durable` (by default `IDEM_DURABLE`): it is written to the ledger first, and enqueued again should the
+        queue lose it; returning then means that the ledger has it, even if the broker does not answer.
 
         Raises `UnsupportedEmail` for what the provider cannot express, `JobError` for a time that makes no sense, and
         `BrokerUnavailable` like `send` of a job; durable, `LedgerUnavailable` in its place, and `InvalidKey` when the
@@ -288,7 +299,8 @@ class App:
         """
         self._check(email)
         timing = self.timing(delay, at, expires)
-        message, used = email_message(email, key, _choice(in_doubt), timing.expires_at)
+        email, chosen = self._key_of(email, key)
+        message, used = email_message(email, chosen, _choice(in_doubt), timing.expires_at)
         self.ask(message, timing, durable=durable)
         return used
 
@@ -305,7 +317,7 @@ class App:
         self,
         emails: Sequence[Email],
         *,
-        key: str | None = None,
+        key: str | ByContent | None = None,
         in_doubt: Literal["hold", "resend", "drop"] | None = None,
         delay: float | None = None,
         at: datetime | None = None,
@@ -316,12 +328,15 @@ class App:
 
         However the provider takes them, together or one at a time, each is sent once, and can be looked up under its
         key; an email with an `Idempotency-Key` header has that one. The same list under the same key again is the same
-        bulk. Without `key`, it gets a new one. Raises like `enqueue`; call again with the same key and list then.
+        bulk; with `key=by_content(within=...)`, the same list again, with its tags and metadata. Without `key`, it gets
+        a new one. Raises like `enqueue`; call again with the same key and list then.
         """
         for email in emails:
             self._check(email)
-        stem, choice = check_key(key if key is not None else str(uuid.uuid4())), _choice(in_doubt)
-        timing = self.timing(delay, at, expires)
+        timing, choice = self.timing(delay, at, expires), _choice(in_doubt)
+        if isinstance(key, ByContent):
+            key = self._named(digest_of_emails(emails), key).key
+        stem = check_key(key if key is not None else str(uuid.uuid4()))
         keys: list[str] = []
         parts = [replace(part, expires_at=timing.expires_at) for part in cut(stem, emails, choice)]
         for start in range(0, len(parts), TOGETHER):
@@ -345,6 +360,31 @@ class App:
         record = self.ledger.read(key)
         if record is not None and record.state is not State.CANCELLED:
             raise JobError(f"the key cannot be cancelled any more: it is {record.state.replace('_', ' ')}")
+
+    def _key_of(self, email: Email, key: str | ByContent | None) -> tuple[Email, str | None]:
+        """The email to enqueue, and its key if that is known: the argument's, the header's, or its content's."""
+        by = key if isinstance(key, ByContent) else None
+        email, explicit = take_explicit(email, None if isinstance(key, ByContent) else key)
+        if by is None or explicit is not None:
+            return email, explicit
+        named = self._named(digest_of_email(email), by, email)
+        return named.as_named(email), named.key
+
+    def key_of_call(
+        self, job: str, args: Sequence[Any], kwargs: Mapping[str, Any], key: str | ByContent | None
+    ) -> str | None:
+        """The key of a job that is called so, if it is known."""
+        if not isinstance(key, ByContent):
+            return key
+        check_arguments(job, [args, kwargs])
+        return self._named(digest_of_call(job, args, kwargs), key).key
+
+    def _named(self, digest: str, by: ByContent, email: Email | None = None) -> Named:
+        memory = wiring.build_policy(self.settings).memory_seconds
+        if memory is not None and by.within_seconds > memory:
+            days = memory / 86_400
+            raise JobError(f"by_content: within is longer than the ledger remembers keys ({days:.3g} days)")
+        return Contents(self._store, SystemClock()).name(digest, by, email)
 
     def timing(self, delay: float | None, at: datetime | None, expires: float | datetime | None) -> Timing:
         """What a producer says about time, checked. Raises `JobError`."""
