@@ -1,6 +1,7 @@
 """Keys: the names of intended effects, and the provider keys derived from them.
 
-Priority: an explicit key (an argument, or an `Idempotency-Key` header in the email) beats a derived one.
+Priority: an explicit key (an argument, or an `Idempotency-Key` header in the email) beats a derived one; one that is
+made from the content (`idem.content`) is asked for where an explicit one could be, and a header beats it.
 """
 
 from __future__ import annotations
@@ -46,6 +47,11 @@ def slot_key(job: str, slot: datetime) -> str:
     (https://docs.aws.amazon.com/scheduler/latest/UserGuide/managing-schedule-context-attributes.html).
     """
     return f"{job}/{slot.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def content_key(digest: str, at: float) -> str:
+    """The key of a content (its SHA-256 in hexadecimal) that was first enqueued at an instant, to the microsecond."""
+    return f"content/{digest[:32]}/{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
 def range_key(key: str, first: int, last: int) -> str:

@@ -9,12 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from idem.content import by_content
     from workers.app import App, DeclaredJob
     from workers.schedule.slots import Slot
     from workers.settings import Settings
     from workers.webhooks.event import Event
 
-__all__ = ["App", "DeclaredJob", "Event", "Settings", "Slot"]
+__all__ = ["App", "DeclaredJob", "Event", "Settings", "Slot", "by_content"]
 
 _HOMES = {
     "App": "workers.app",
@@ -22,6 +23,7 @@ _HOMES = {
     "Event": "workers.webhooks.event",
     "Settings": "workers.settings",
     "Slot": "workers.schedule.slots",
+    "by_content": "idem.content",
 }
 
 

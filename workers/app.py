@@ -8,28 +8,38 @@ import threading
 import time
 import uuid
 from collections import ChainMap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Self, TypeVar, overload
 
 from dramatiq import Message
 
 from idem.bulk import Ready, cut
 from idem.clock import SystemClock
+from idem.content import ByContent, Contents, Named, digest_of_call, digest_of_email, digest_of_emails
 from idem.email import Email
 from idem.errors import BrokerUnavailable, InvalidKey, JobError, ScheduleError
 from idem.gate import Gate
-from idem.keys import check_key
+from idem.keys import check_key, take_explicit
 from idem.ledger import Ledger
 from idem.protocol import Conflict, InDoubt, State
 from idem.reconcile import Reconciler
 from idem.send import Point
 from workers import wiring
 from workers.actors import JobFunction, Performer, declare_actor
+from workers.beside import Threads, Twin
 from workers.brokers.base import TOGETHER
-from workers.jobs import QUEUE, email_message, intent_of_message, job_message, part_message, record_message
+from workers.jobs import (
+    QUEUE,
+    check_arguments,
+    email_message,
+    intent_of_message,
+    job_message,
+    part_message,
+    record_message,
+)
 from workers.schedule.board import Board
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.slots import CatchUp, Schedule, Slot, make_rule, read_instant
@@ -43,6 +53,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
 P = ParamSpec("P")
+R = TypeVar("R")
 ScheduledFunction = TypeVar(
     "ScheduledFunction",
     bound=Callable[[Slot], Email | Sequence[Email] | None] | Callable[[], Email | Sequence[Email] | None],
@@ -89,8 +100,9 @@ class DeclaredJob(Generic[P]):
 
     def send(
         self,
+        /,
         *args: Any,
-        key: str | None = None,
+        key: str | ByContent | None = None,
         delay: float | None = None,
         at: datetime | None = None,
         expires: float | datetime | None = None,
@@ -99,19 +111,27 @@ class DeclaredJob(Generic[P]):
     ) -> str:
         """Enqueue the job and return its key; returning means that the broker has it.
 
-        Without `key`, the message's own id is the key, and enqueueing twice means two emails. With it, twice is once.
-        Arguments must be JSON values. Raises `JobError` for arguments that the function does not take, and
-        `BrokerUnavailable` when it is not known whether the job was enqueued: call again with the same key. The others
-        are as for `App.enqueue`.
+        Without `key`, the message's own id is the key, and enqueueing twice means two emails. With it, twice is once;
+        with `key=by_content(within=...)`, the same arguments again within that time are the same job. Arguments must be
+        JSON values. Raises `JobError` for arguments that the function does not take, and `BrokerUnavailable` when it is
+        not known whether the job was enqueued: call again with the same key. The others are as for `App.enqueue`.
         """
         try:
             inspect.signature(self._function).bind(*args, **kwargs)
         except TypeError as error:
             raise JobError(f"job {self.name}: {error}") from error
         timing = self._app.timing(delay, at, expires)
-        message, used = job_message(self.name, args, kwargs, key, self._in_doubt, expires_at=timing.expires_at)
+        chosen = self._app.key_of_call(self.name, args, kwargs, key)
+        message, used = job_message(self.name, args, kwargs, chosen, self._in_doubt, expires_at=timing.expires_at)
         self._app.ask(message, timing, durable=durable)
         return used
+
+    asend = Twin(send)
+
+    @property
+    def threads(self) -> Threads:
+        """Where what is awaited is done."""
+        return self._app.threads
 
 
 def _slot_job(schedule: Schedule, function: Callable[..., Any]) -> Callable[[str], Any]:
@@ -142,6 +162,22 @@ def _takes_slot(name: str, function: Callable[..., Any]) -> bool:
     raise ScheduleError(f"schedule {name}: its function must take the Slot, or nothing")
 
 
+class _Opened(cached_property[R]):
+    """What whoever asks first opens, be it several threads at once: from Python 3.12 on, the base has no lock."""
+
+    def __init__(self, opens: Callable[[Any], R]) -> None:
+        super().__init__(opens)
+        self._opening = threading.RLock()
+
+    @overload
+    def __get__(self, instance: None, owner: type[Any] | None = None) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type[Any] | None = None) -> R: ...
+    def __get__(self, instance: object, owner: type[Any] | None = None) -> Self | R:
+        with self._opening:
+            return super().__get__(instance, owner)
+
+
 class App:
     """An application: its settings, its jobs, and the way into the queue. Making one connects to nothing."""
 
@@ -152,7 +188,6 @@ class App:
         self.schedules: dict[str, Schedule] = {}
         self._webhooks = Declared()
         self._reach = reach
-        self._lock = threading.RLock()
 
     @classmethod
     def from_env(cls) -> App:
@@ -261,7 +296,7 @@ class App:
         self,
         email: Email,
         *,
-        key: str | None = None,
+        key: str | ByContent | None = None,
         in_doubt: Literal["hold", "resend", "drop"] | None = None,
         delay: float | None = None,
         at: datetime | None = None,
@@ -271,10 +306,11 @@ class App:
         """Enqueue an email that is ready and return its key; returning means that the broker has it.
 
         `in_doubt` is as for a job. The key is the argument's, else that of the email's `Idempotency-Key` header, else a
-        new one. It is not sent before `delay` seconds are over, or before `at`; a first attempt that would begin later
-        than `expires` (seconds from now, or an instant) is not made, and the key ends as expired. `durable` (by default
-        `IDEM_DURABLE`): it is written to the ledger first, and enqueued again should the queue lose it; returning then
-        means that the ledger has it, even if the broker does not answer.
+        new one; with `key=by_content(within=...)`, that of the header, else the one that the same content was enqueued
+        under within that time, else a new one. It is not sent before `delay` seconds are over, or before `at`; a first
+        attempt that would begin later than `expires` (seconds from now, or an instant) is not made, and the key ends as
+        expired. `durable` (by default `IDEM_DURABLE`): it is written to the ledger first, and enqueued again should the
+        queue lose it; returning then means that the ledger has it, even if the broker does not answer.
 
         Raises `UnsupportedEmail` for what the provider cannot express, `JobError` for a time that makes no sense, and
         `BrokerUnavailable` like `send` of a job; durable, `LedgerUnavailable` in its place, and `InvalidKey` when the
@@ -282,9 +318,12 @@ class App:
         """
         self._check(email)
         timing = self.timing(delay, at, expires)
-        message, used = email_message(email, key, _choice(in_doubt), timing.expires_at)
+        email, chosen = self._key_of(email, key)
+        message, used = email_message(email, chosen, _choice(in_doubt), timing.expires_at)
         self.ask(message, timing, durable=durable)
         return used
+
+    aenqueue = Twin(enqueue)
 
     def message(
         self, email: Email, *, key: str | None = None, in_doubt: Literal["hold", "resend", "drop"] | None = None
@@ -297,7 +336,7 @@ class App:
         self,
         emails: Sequence[Email],
         *,
-        key: str | None = None,
+        key: str | ByContent | None = None,
         in_doubt: Literal["hold", "resend", "drop"] | None = None,
         delay: float | None = None,
         at: datetime | None = None,
@@ -308,12 +347,15 @@ class App:
 
         However the provider takes them, together or one at a time, each is sent once, and can be looked up under its
         key; an email with an `Idempotency-Key` header has that one. The same list under the same key again is the same
-        bulk. Without `key`, it gets a new one. Raises like `enqueue`; call again with the same key and list then.
+        bulk; with `key=by_content(within=...)`, the same list again, with its tags and metadata. Without `key`, it gets
+        a new one. Raises like `enqueue`; call again with the same key and list then.
         """
         for email in emails:
             self._check(email)
-        stem, choice = check_key(key if key is not None else str(uuid.uuid4())), _choice(in_doubt)
-        timing = self.timing(delay, at, expires)
+        timing, choice = self.timing(delay, at, expires), _choice(in_doubt)
+        if isinstance(key, ByContent):
+            key = self._named(digest_of_emails(emails), key).key
+        stem = check_key(key if key is not None else str(uuid.uuid4()))
         keys: list[str] = []
         parts = [replace(part, expires_at=timing.expires_at) for part in cut(stem, emails, choice)]
         for start in range(0, len(parts), TOGETHER):
@@ -322,6 +364,8 @@ class App:
             for part in together:
                 keys += [part.key] if isinstance(part, Ready) else [member for member, _ in part.members()]
         return keys
+
+    aenqueue_bulk = Twin(enqueue_bulk)
 
     def cancel(self, key: str, *, by: str = "by the application") -> None:
         """Call a key back: whatever was or will be enqueued under it is not sent. Twice is once.
@@ -335,6 +379,31 @@ class App:
         record = self.ledger.read(key)
         if record is not None and record.state is not State.CANCELLED:
             raise JobError(f"the key cannot be cancelled any more: it is {record.state.replace('_', ' ')}")
+
+    def _key_of(self, email: Email, key: str | ByContent | None) -> tuple[Email, str | None]:
+        """The email to enqueue, and its key if that is known: the argument's, the header's, or its content's."""
+        by = key if isinstance(key, ByContent) else None
+        email, explicit = take_explicit(email, None if isinstance(key, ByContent) else key)
+        if by is None or explicit is not None:
+            return email, explicit
+        named = self._named(digest_of_email(email), by, email)
+        return named.as_named(email), named.key
+
+    def key_of_call(
+        self, job: str, args: Sequence[Any], kwargs: Mapping[str, Any], key: str | ByContent | None
+    ) -> str | None:
+        """The key of a job that is called so, if it is known."""
+        if not isinstance(key, ByContent):
+            return key
+        check_arguments(job, [args, kwargs])
+        return self._named(digest_of_call(job, args, kwargs), key).key
+
+    def _named(self, digest: str, by: ByContent, email: Email | None = None) -> Named:
+        memory = wiring.build_policy(self.settings).memory_seconds
+        if memory is not None and by.within_seconds > memory:
+            days = memory / 86_400
+            raise JobError(f"by_content: within is longer than the ledger remembers keys ({days:.3g} days)")
+        return Contents(self._store, SystemClock()).name(digest, by, email)
 
     def timing(self, delay: float | None, at: datetime | None, expires: float | datetime | None) -> Timing:
         """What a producer says about time, checked. Raises `JobError`."""
@@ -375,22 +444,27 @@ class App:
         """Whether a job is written to the ledger first, by what was said of it or else by the settings."""
         return self.settings.durable == "on" if durable is None else durable
 
+    @_Opened
+    def threads(self) -> Threads:
+        """Where what is awaited is done; none is started before."""
+        return Threads()
+
     @cached_property
     def _check(self) -> Callable[[Email], None]:
         return wiring.check_with(self.settings)
 
-    @cached_property
+    @_Opened
     def broker(self) -> wiring.AnyBroker:
         """The broker, with the queue declared."""
         broker = wiring.build_broker(self.settings)
         broker.declare_queue(QUEUE)
         return broker
 
-    @cached_property
+    @_Opened
     def _store(self) -> wiring.LedgerStore:
         return wiring.open_store(self.settings)
 
-    @cached_property
+    @_Opened
     def ledger(self) -> Ledger:
         """The ledger of this application."""
         return wiring.build_ledger(self.settings, self._store)
@@ -457,6 +531,6 @@ class App:
         """Let go of what was opened; the embedded server stops when its last user has closed."""
         for name in ("board", "gate", "ledger", "_listener"):
             self.__dict__.pop(name, None)
-        for name in ("broker", "_store"):
+        for name in ("threads", "broker", "_store"):
             if name in self.__dict__:
                 self.__dict__.pop(name).close()

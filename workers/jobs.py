@@ -146,12 +146,7 @@ def job_message(  # noqa: PLR0913 - what a message about a job holds
 ) -> tuple[Message[None], str]:
     """A message that names a job, and its key. Raises `JobError` when an argument is not JSON."""
     arguments = {"args": list(args), "kwargs": dict(kwargs)}
-    try:
-        _check_json(arguments)
-    except RecursionError as error:
-        raise JobError(f"job {name}: its arguments are nested too deeply") from error
-    except TypeError as error:
-        raise JobError(f"job {name}: its arguments must be JSON values, and {error} is not one") from error
+    check_arguments(name, arguments)
     chosen = _choice(in_doubt, expires_at)
     return _named(None if key is None else check_key(key), {"job": name} | arguments | chosen)
 
@@ -159,6 +154,16 @@ def job_message(  # noqa: PLR0913 - what a message about a job holds
 def _choice(in_doubt: InDoubt | None, expires_at: float | None) -> dict[str, Any]:
     chosen = {"in_doubt": None if in_doubt is None else in_doubt.value, "expires": expires_at}
     return {name: value for name, value in chosen.items() if value is not None}
+
+
+def check_arguments(name: str, arguments: object) -> None:
+    """Raise `JobError` unless they are JSON values, which the worker gets as they are."""
+    try:
+        _check_json(arguments)
+    except RecursionError as error:
+        raise JobError(f"job {name}: its arguments are nested too deeply") from error
+    except TypeError as error:
+        raise JobError(f"job {name}: its arguments must be JSON values, and {error} is not one") from error
 
 
 def _check_json(value: object) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import io
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import dramatiq
 
@@ -152,15 +154,16 @@ def _follow(parent: int) -> None:
             os._exit(1)
 
 
-class _Stop:
+class Stop:
     """Whether a signal has told this process to stop.
 
     Not a `threading.Event`: a handler runs in the thread that waits, which may hold the event's lock at that instant,
-    and would wait for itself.
+    and would wait for itself. And no exception: one that a handler raises in a finalizer is printed, and forgotten.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, woken: int) -> None:
         self.told = False
+        self._woken = woken
 
     def wait(self, seconds: float) -> bool:
         """Wait that long, and say whether to stop."""
@@ -168,24 +171,50 @@ class _Stop:
             time.sleep(seconds)
         return self.told
 
+    def wait_to_read(self, file: IO[bytes]) -> bool:
+        """Wait until there is something to read, or the end, or a signal; say whether to stop."""
+        with suppress(io.UnsupportedOperation):
+            # A file has a descriptor, what a test puts in its place need not.
+            descriptor = file.fileno()
+            while not self.told:
+                if descriptor in select.select([descriptor, self._woken], [], [])[0]:
+                    break
+                os.read(self._woken, 1)
+        return self.told
+
 
 @contextmanager
-def stop_signals() -> Iterator[_Stop]:
-    """What SIGTERM and SIGINT tell; a second one is left to Python."""
-    stop = _Stop()
-    before: dict[signal.Signals, Any] = {}
+def stop_signals(*numbers: signal.Signals) -> Iterator[Stop]:
+    """What these signals tell, by default SIGTERM and SIGINT; a second one is left to Python. In the main thread."""
+    with _wakeups() as woken:
+        stop = Stop(woken)
+        before: dict[signal.Signals, Any] = {}
 
-    def on_signal(number: int, _frame: object) -> None:
-        stop.told = True
-        signal.signal(number, before[signal.Signals(number)])
+        def on_signal(number: int, _frame: object) -> None:
+            stop.told = True
+            signal.signal(number, before[signal.Signals(number)])
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before[number] = signal.signal(number, on_signal)
+        for number in numbers or (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, on_signal)
+        try:
+            yield stop
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _wakeups() -> Iterator[int]:
+    """A descriptor from which a byte can be read after each signal: what wakes a `select` that waits for a file too."""
+    woken, waker = os.pipe()
+    os.set_blocking(waker, False)
+    before = signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     try:
-        yield stop
+        yield woken
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.set_wakeup_fd(before)
+        os.close(woken)
+        os.close(waker)
 
 
 def load_app(name: str) -> App:

@@ -18,7 +18,7 @@ from idem.protocol import InDoubt
 from idem.providers.base import Contract, Prepared, Provider
 from idem.reconcile import Patience, Reconciler
 from idem.send import Point, Sender
-from idem.stores.base import Cells, Store
+from idem.stores.base import Cells, PassingCells, Store
 from idem.stores.sqlite import SqliteStore
 from workers.building import Builds
 from workers.settings import Settings
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     AnyBroker = RedisBroker | SqsBroker
 
 
-class LedgerStore(Store, Cells, Protocol):
+class LedgerStore(Store, PassingCells, Protocol):
     """What every store is: records, and the cells beside them."""
 
 

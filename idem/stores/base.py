@@ -79,6 +79,14 @@ class Cells(Protocol):
         ...
 
 
+class PassingCells(Cells, Protocol):
+    """Cells with values that are worth something for a while only, so that those of the past do not fill the store."""
+
+    def swap_cell(self, name: str, old: bytes | None, new: bytes, *, keep_seconds: float | None = None) -> bytes | None:
+        """See `Cells.swap_cell`; the store may forget the cell after `keep_seconds` (None: never), and need not."""
+        ...
+
+
 def asked_among(lists: Callable[[State, int], Iterator[Record]], limit: int) -> Iterator[Record]:
     """`Store.asked` for a store that lists every state of `ASKED` at no great cost."""
     found = (record for state in ASKED for record in lists(state, limit) if record.durable)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import heapq
+import math
 import threading
 import time
 import zlib
@@ -205,10 +206,12 @@ class RedisStore:
             (value,) = cast("list[bytes | None]", self._client().hmget(self._cell(name), ["value"]))
         return value
 
-    def swap_cell(self, name: str, old: bytes | None, new: bytes) -> bytes | None:
-        """See `Cells.swap_cell`. One round trip."""
+    def swap_cell(self, name: str, old: bytes | None, new: bytes, *, keep_seconds: float | None = None) -> bytes | None:
+        """See `PassingCells.swap_cell`. One round trip."""
+        keep_ms = "" if keep_seconds is None else math.ceil(keep_seconds * 1000)
+        args = (old or b"", new, keep_ms)
         with _translated():
-            return cast("bytes | None", self._swap_cell.run(self._client(), [self._cell(name)], (old or b"", new)))
+            return cast("bytes | None", self._swap_cell.run(self._client(), [self._cell(name)], args))
 
     def close(self) -> None:
         """See `Store.close`."""

@@ -3,7 +3,7 @@
 -- A cell is a hash of one field, because a ledger's user may run the commands of hashes anyhow:
 --   idem-ledger:{$namespace/cell/$name}:cell   hash: value
 --
--- KEYS = {cell}, ARGV = {old value (empty: there is to be none), value}
+-- KEYS = {cell}, ARGV = {old value (empty: there is to be none), value, milliseconds for which to keep it (empty: ever)}
 --
 -- Returns nil when it was written; else the value that stood in the way, empty when there was none.
 
@@ -12,4 +12,10 @@ if stored ~= ARGV[1] then
     return stored
 end
 redis.call("hset", KEYS[1], "value", ARGV[2])
+if ARGV[3] == "" then
+    redis.call("persist", KEYS[1])
+else
+    local now = redis.call("time")
+    redis.call("pexpireat", KEYS[1], now[1] * 1000 + math.floor(now[2] / 1000) + ARGV[3])
+end
 return nil

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from idem.errors import LedgerUnusable
 from idem.protocol import Evidence, Record, State
 from tests.contracts.cells import Both, CellContract, Opener
+from tests.contracts.contents import ContentContract
 from tests.records import make_record, records
 
 _THREADS = 8
@@ -24,7 +25,7 @@ def advance(record: Record, **changes: object) -> Record:
     return replace(record, version=record.version + 1, **changes)  # type: ignore[arg-type]  # names from the tests
 
 
-class StoreContract(CellContract):
+class StoreContract(CellContract, ContentContract):
     """Subclass it with a fixture `open_store` that gives an `Opener`."""
 
     @pytest.fixture

@@ -1,17 +1,20 @@
 """The page of Lettermint's Laravel driver: which key an email gets, in what order, and the defects that we do without.
 
 Its driver derives a key from parts of the content and from a clock bucket. Here a job has a key of its own, which does
-not depend on when it is tried; the content decides only whether the same key was meant for the same email.
+not depend on when it is tried; the content decides whether the same key was meant for the same email, and names an
+effect only where that is asked for.
 """
 
 from __future__ import annotations
 
 import itertools
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from idem.bulk import Ready
+from idem.content import Contents, by_content, digest_of_email
 from idem.email import FIELDS, Email
 from idem.keys import take_explicit
 from idem.ledger import Ledger
@@ -140,3 +143,24 @@ def test_the_order_of_priority(argument: str | None, header: str | None, expecte
     email, key = take_explicit(Email.from_dict(EMAIL | {"headers": headers}), argument)
     assert key == expected
     assert dict(email.headers) == {"X-A": "1"}
+
+
+@pytest.mark.parametrize("before", [1, 1_800, 3_599])
+def test_the_same_content_across_the_edge_of_a_bucket_is_one_email(play: Play, before: int) -> None:
+    """There `floor(time / window)` is part of the key of a content: a second later, it may be another email."""
+    worker, email = Worker(play), Email.from_dict(EMAIL)
+    contents, hour = Contents(worker.store, worker.clock), by_content(within=timedelta(hours=1))
+    worker.sleep(3_600 - worker.clock.now() % 3_600 - before)
+    for seconds in (0, before, 3_599 - before):
+        worker.sleep(seconds)
+        worker.deliver(contents.name(digest_of_email(email), hour).key, email)
+    assert len(play.requests()) == 1
+    worker.sleep(1)
+    worker.deliver(contents.name(digest_of_email(email), hour).key, email)
+    assert len(play.accepted()) == 2
+
+
+def test_contents_that_differ_for_those_who_get_them_are_different_emails() -> None:
+    prints = {name: digest_of_email(Email.from_dict(EMAIL | changes)) for name, changes in DIFFERENT.items()}
+    assert [name for name in prints if prints[name] == prints["as it is"]] == ["as it is", "tags", "metadata"]
+    assert len(set(prints.values())) == len(DIFFERENT) - 2

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 import click
 import msgspec
@@ -20,6 +21,7 @@ from idem.keys import check_key, take_explicit
 from workers.app import App
 from workers.brokers.base import TOGETHER
 from workers.cli.sources import FORMATS, BadLine, Line, Source, read_source
+from workers.process import Stop, stop_signals
 
 
 @dataclass(slots=True)
@@ -56,8 +58,10 @@ def enqueue_command(
     try:
         if batch is not None:
             check_key(batch)
-        for name in files:
-            _enqueue_file(app, name, _Naming(batch, len(files) > 1, durable or None), format_name, report)
+        naming = _Naming(batch, len(files) > 1, durable or None)
+        with stop_signals(signal.SIGINT) as stop:
+            for name in files:
+                _enqueue_file(_Run(app, naming, report, stop), name, format_name)
     finally:
         app.close()
     _print(report, as_json=as_json)
@@ -80,21 +84,43 @@ class _Naming:
         return f"{self.batch}{part}/{number}"
 
 
-def _enqueue_file(app: App, name: str, naming: _Naming, format_name: str | None, report: _Report) -> None:
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One run of the command. A signal ends it between two lines or reads, never within one."""
+
+    app: App
+    naming: _Naming
+    report: _Report
+    stop: Stop
+
+    def ready(self, file: IO[bytes]) -> None:
+        """Wait until the file can be read."""
+        if self.stop.wait_to_read(file):
+            raise KeyboardInterrupt
+
+    def go_on(self) -> None:
+        """Raise what the signal would have raised by itself, anywhere."""
+        if self.stop.told:
+            raise KeyboardInterrupt
+
+
+def _enqueue_file(run: _Run, name: str, format_name: str | None) -> None:
+    path: Path | Literal["-"] = "-" if name == "-" else Path(name)
     try:
-        with read_source("-" if name == "-" else Path(name), format_name) as source, _progress(source) as advance:
-            batch = _Batch(app, source, report)
+        with read_source(path, format_name, ready=run.ready) as source, _progress(source) as advance:
+            batch = _Batch(run.app, source, run.report)
             try:
                 for line in source.lines():
-                    _enqueue_line(batch, line, naming)
+                    run.go_on()
+                    _enqueue_line(batch, line, run.naming)
                     advance(line.number)
             except InputError:
                 batch.send()
                 raise
             batch.send()
     except InputError as error:
-        report.unreadable = True
-        _refuse(report, name, None, str(error))
+        run.report.unreadable = True
+        _refuse(run.report, name, None, str(error))
 
 
 class _Batch:

@@ -46,6 +46,13 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _NOT_READ: Final = "Nothing after it is read, as where the next row begins is not known"
 _MESSAGE_START = re.compile(rb"From |[!-9;-~]+:")
 
+#: Opens a pipe that nobody writes to yet without waiting for one who does, as a signal could not end that wait. Other
+#: systems than Linux would then say that the pipe is empty.
+_NO_WAIT: Final = os.O_NONBLOCK if sys.platform == "linux" else 0
+
+#: Called before a read that may take long.
+Ready = Callable[[IO[bytes]], object]
+
 
 @dataclass(frozen=True, slots=True)
 class GoodLine:
@@ -106,12 +113,17 @@ class Source:
         self.close()
 
 
-def read_source(path: Path | Literal["-"], format: str | None = None) -> Source:  # noqa: A002 - the option's own name
+def read_source(
+    path: Path | Literal["-"],
+    format: str | None = None,  # noqa: A002 - the option's own name
+    *,
+    ready: Ready = lambda _: None,
+) -> Source:
     """Open a file of emails, or standard input for `-`, which is copied to a temporary file first.
 
     The format is given, or the extension's, or for standard input the first line's. Raises `InputError` when the file
     cannot be read, is empty, has an unknown extension, or is a CSV whose columns cannot be placed; after that, every
-    problem is a `BadLine`.
+    problem is a `BadLine`. `ready` is called with a file before each part of it is read, and may raise to end that.
     """
     if format is not None and format not in FORMATS:
         raise InputError(f"the format {redact(format, 40)} is not known; it is one of {', '.join(FORMATS)}")
@@ -119,9 +131,9 @@ def read_source(path: Path | Literal["-"], format: str | None = None) -> Source:
     name = "standard input" if path == "-" else redact(str(path))
     if chosen is None and path != "-":
         chosen = _format_of(Path(path), name)
-    file = _open(path, name)
+    file = _open(path, name, ready)
     try:
-        digest, total = _measure(file, name)
+        digest, total = _measure(file, name, ready)
         source = Source(name, chosen or _sniff(file), digest, total, file, _stamp(file))
         if source.format == "csv":
             _rewind(file)
@@ -143,17 +155,17 @@ def _format_of(path: Path, name: str) -> Format:
         raise InputError(f"{name}: the extension is none of {known}; name the format with --format") from None
 
 
-def _open(path: Path | Literal["-"], name: str) -> IO[bytes]:
+def _open(path: Path | Literal["-"], name: str, ready: Ready) -> IO[bytes]:
     try:
         if path == "-":
-            return _spool(sys.stdin.buffer)
+            return _spool(sys.stdin.buffer, ready)
         mode = Path(path).stat().st_mode
         if stat.S_ISDIR(mode):
             raise InputError(f"{name} is a directory; name the files in it")
         if stat.S_ISREG(mode):
             return Path(path).open("rb")
-        with Path(path).open("rb") as pipe:
-            return _spool(pipe)
+        with open(path, "rb", opener=_open_pipe) as pipe:
+            return _spool(pipe, ready)
     except FileNotFoundError:
         raise InputError(f"{name} does not exist; check the path") from None
     except (OSError, ValueError) as error:
@@ -161,18 +173,37 @@ def _open(path: Path | Literal["-"], name: str) -> IO[bytes]:
         raise InputError(f"{name} cannot be read: {reason}") from error
 
 
-def _spool(stream: IO[bytes]) -> IO[bytes]:
+def _open_pipe(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | _NO_WAIT)
+    os.set_blocking(descriptor, True)
+    return descriptor
+
+
+def _spool(stream: IO[bytes], ready: Ready) -> IO[bytes]:
     """Copy a stream that can be read only once; its digest is needed before its first line."""
     file = tempfile.TemporaryFile()  # noqa: SIM115 - the Source closes it
-    while chunk := stream.read(_CHUNK):
-        file.write(chunk)
+    try:
+        for chunk in _chunks(stream, ready):
+            file.write(chunk)
+    except BaseException:
+        file.close()
+        raise
     return file
 
 
-def _measure(file: IO[bytes], name: str) -> tuple[str, int]:
+def _chunks(file: IO[bytes], ready: Ready) -> Iterator[bytes]:
+    # What is there, and no wait for more of it: that is what `ready` is for.
+    read: Callable[[int], bytes] = getattr(file, "read1", file.read)
+    ready(file)
+    while chunk := read(_CHUNK):
+        yield chunk
+        ready(file)
+
+
+def _measure(file: IO[bytes], name: str, ready: Ready) -> tuple[str, int]:
     digest, total, last, size = hashlib.sha256(), 0, b"\n", 0
     file.seek(0)
-    while chunk := file.read(_CHUNK):
+    for chunk in _chunks(file, ready):
         if not size and chunk.startswith(_UTF16):
             raise InputError(f"{name} is UTF-16; save it as UTF-8")
         digest.update(chunk)

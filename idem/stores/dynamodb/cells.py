@@ -2,13 +2,16 @@
 
     pk    S  U+001F "cell" U+001F <namespace> U+001F <name>
     w     B  the value
+    ttl   N  when the item may be forgotten; only of those that are worth something for a while
 
 The primary key begins with a character that no namespace has, as that of the table's format does; the item has no `ap`,
-so that the index does not know it, and no `ttl`.
+so that the index does not know it.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 from botocore.exceptions import ClientError  # type: ignore[import-untyped]  # ships no types
@@ -37,12 +40,15 @@ def read_cell(connection: Connection, table: str, pk: str) -> bytes | None:
     return _value(answer.get("Item"))
 
 
-def swap_cell(connection: Connection, table: str, pk: str, old: bytes | None, new: bytes) -> bytes | None:
-    """See `Cells.swap_cell`. One write unit."""
+def swap_cell(  # noqa: PLR0913 - where, and what
+    connection: Connection, table: str, pk: str, old: bytes | None, new: bytes, *, keep_seconds: float | None = None
+) -> bytes | None:
+    """See `PassingCells.swap_cell`. One write unit."""
     client: DynamoClient = connection.client
+    passing = {} if keep_seconds is None else {"ttl": {"N": str(math.ceil(time.time() + keep_seconds))}}
     request = {
         "TableName": table,
-        "Item": key_value(pk) | {"w": {"B": new}},
+        "Item": key_value(pk) | {"w": {"B": new}} | passing,
         "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
     } | _condition(old)
     with translated(table_place(table), "dynamodb:PutItem"):

@@ -132,9 +132,10 @@ class DynamoStore:
         """See `Cells.read_cell`."""
         return read_cell(self._connection, self._name, cell_key(self._namespace, name))
 
-    def swap_cell(self, name: str, old: bytes | None, new: bytes) -> bytes | None:
-        """See `Cells.swap_cell`."""
-        return swap_cell(self._connection, self._name, cell_key(self._namespace, name), old, new)
+    def swap_cell(self, name: str, old: bytes | None, new: bytes, *, keep_seconds: float | None = None) -> bytes | None:
+        """See `PassingCells.swap_cell`."""
+        pk = cell_key(self._namespace, name)
+        return swap_cell(self._connection, self._name, pk, old, new, keep_seconds=keep_seconds)
 
     def close(self) -> None:
         """See `Store.close`."""

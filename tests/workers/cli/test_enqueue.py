@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import pty
+import select
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +20,7 @@ import pytest
 from idem.protocol import State
 from tests.workers.parts import Ran, RunIdem, Sandbox, StartIdem, make_email, wait_for
 from workers import App, Settings
+from workers.process import idem_command
 
 
 @pytest.fixture
@@ -284,3 +291,109 @@ class TestReport:
 
         state = "sent" if record.state is State.SENT else "rejected"
         assert call_idem("enqueue", "mails.jsonl").out == f"enqueued 0, 1 already {state}\n"
+
+
+_STOPPED = "idem: stopped; run the same command again to go on"
+
+#: A signal that comes in a finalizer, where Python forgets what its handler raises, at the third line.
+_IN_A_FINALIZER = """
+import os, signal, sys
+from workers.cli import enqueue, run
+
+class Last:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+def enqueue_line(batch, line, naming):
+    if line.number == 3:
+        Last()
+    true(batch, line, naming)
+
+true, enqueue._enqueue_line = enqueue._enqueue_line, enqueue_line
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+class TestStopping:
+    """Ctrl-C, wherever it comes."""
+
+    def test_in_a_finalizer(self, app: App, tmp_path: Path, environ: dict[str, str]) -> None:
+        (tmp_path / "mails.jsonl").write_text("".join(_line(number) for number in range(40)))
+        command = [sys.executable, "-c", _IN_A_FINALIZER, "enqueue", "mails.jsonl"]
+        done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+
+        assert (done.returncode, done.stderr.strip(), done.stdout) == (130, _STOPPED, "")
+        assert app.broker.backlog().ready == 0
+
+    @pytest.mark.parametrize("begun", [False, True])
+    def test_while_standard_input_is_silent(self, tmp_path: Path, environ: dict[str, str], *, begun: bool) -> None:
+        command = idem_command("enqueue", "-")
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, cwd=tmp_path, env=environ, **pipes) as running:
+            assert running.stdin is not None
+            assert running.stderr is not None
+            if begun:
+                running.stdin.write(_line(1).encode())
+                running.stdin.flush()
+            wait_for(lambda: _reads(running.pid))
+            running.send_signal(signal.SIGINT)
+
+            assert running.wait(30) == 130
+            assert running.stderr.read().decode().strip() == _STOPPED
+
+    def test_while_nobody_writes_to_a_pipe(self, tmp_path: Path, start_idem: StartIdem) -> None:
+        os.mkfifo(tmp_path / "mails.jsonl")
+        running = start_idem("enqueue", "mails.jsonl")
+        wait_for(lambda: _reads(running.pid))
+        running.signal(signal.SIGINT)
+
+        assert running.wait() == 130
+        assert running.log.strip() == _STOPPED
+
+    def test_a_pipe_is_read_to_its_end(self, app: App, tmp_path: Path, start_idem: StartIdem) -> None:
+        """Its writer comes late."""
+        os.mkfifo(tmp_path / "mails.jsonl")
+        running = start_idem("enqueue", "mails.jsonl")
+        wait_for(lambda: _reads(running.pid))
+        with (tmp_path / "mails.jsonl").open("w") as pipe:
+            pipe.write(_line(1))
+            pipe.flush()
+            pipe.write(_line(2))
+
+        assert running.wait() == 0
+        assert len(_keys(app)) == 2
+
+    def test_at_a_terminal(self, tmp_path: Path, environ: dict[str, str]) -> None:
+        ours, terminal = pty.openpty()
+        script = (
+            "import os, sys, fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+        )
+        command = [sys.executable, "-c", script, *idem_command("enqueue", "--format", "jsonl", "-")]
+        streams: dict[str, Any] = {"stdin": terminal, "stdout": terminal, "stderr": terminal}
+        with subprocess.Popen(command, cwd=tmp_path, env=environ, start_new_session=True, **streams) as running:
+            os.close(terminal)
+            os.write(ours, _line(1).encode())
+            wait_for(lambda: _reads(running.pid))
+            os.write(ours, b"\x03")
+
+            assert running.wait(30) == 130
+            assert _STOPPED in _rest(ours)
+
+
+def _reads(pid: int) -> bool:
+    """Whether a process has made the file that it copies its input to (Linux)."""
+    with contextlib.suppress(FileNotFoundError):
+        opened = [entry for entry in Path(f"/proc/{pid}/fd").iterdir() if int(entry.name) > 2]
+        return any(str(entry.readlink()).endswith("(deleted)") for entry in opened)
+    return False
+
+
+def _rest(descriptor: int) -> str:
+    found = b""
+    while select.select([descriptor], [], [], 5)[0]:
+        try:
+            found += os.read(descriptor, 4096)
+        except OSError:
+            break
+    os.close(descriptor)
+    return found.decode()

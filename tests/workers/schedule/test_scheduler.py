@@ -340,7 +340,7 @@ def test_a_write_whose_answer_is_lost_is_recognised_by_what_is_read_next() -> No
     scheduler = stage.scheduler()
 
     class Lossy(MemoryStore):
-        def swap_cell(self, name: str, old: bytes | None, new: bytes) -> bytes | None:
+        def swap_cell(self, name: str, old: bytes | None, new: bytes, **_: object) -> bytes | None:
             stage.store.swap_cell(name, old, new)
             raise LedgerUnavailable("no answer")
 
