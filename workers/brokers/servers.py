@@ -35,7 +35,7 @@ Client = redis.Redis | RedisCluster
 FAILURES = (redis.RedisError, RedisClusterException)
 
 _MALFORMED: Final = (
-    "IDEM_BROKER_URL is malformed: write redis://user:password@host:port/db, "
+    "IDEM_BROKER_URL is malformed: write redis://user:<password>@host:port/db, "
     "redis+sentinel://host:port,host:port/SERVICE/db or redis+cluster://host:port, with %-escapes for the signs /?#@"
 )
 #: redis-py takes database 0 for whatever is not a number.
@@ -174,7 +174,7 @@ def _check_options(parts: SplitResult, **options: Any) -> None:
         client.connection_pool.make_connection()
 
 
-_LOCKED: Final = "wants a password: write redis://user:password@host:port/db in IDEM_BROKER_URL"
+_LOCKED: Final = "wants a password: write redis://user:<password>@host:port/db in IDEM_BROKER_URL"
 _PERMIT: Final = "permit it, and the keys {idem:*, to the user of IDEM_BROKER_URL (README, 'The queue')"
 
 #: What a server means, by words of its answer or by redis-py's name for it, which drops the answer's first word.

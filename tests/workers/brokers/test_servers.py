@@ -17,6 +17,7 @@ from dramatiq.broker import MessageProxy
 from dramatiq.errors import ConnectionClosed
 
 from idem.errors import BrokerError, BrokerUnavailable, SettingsError
+from idem.privacy import redact
 from tests.ports import free_port
 from tests.valkey import DURABLE, Cluster, Sentinels, Server, ask, wait_for
 from tests.workers.parts import Sandbox, StartIdem, make_email
@@ -114,6 +115,8 @@ class TestUrls:
 
         assert "'se" not in str(caught.value)
         assert "secret" not in str(caught.value)
+        # What commands print: nothing in the advice may look like an email address.
+        assert redact(str(caught.value), 1_000) == str(caught.value)
 
     @pytest.mark.parametrize(
         "url",
@@ -226,7 +229,7 @@ class TestAnswers:
             client.config_set("requirepass", "secret")
 
         for url in (server.url, server.url.replace("redis://", "redis+cluster://").removesuffix("/0")):
-            with pytest.raises(BrokerError, match="wants a password: write redis://user:password@"):
+            with pytest.raises(BrokerError, match="wants a password: write redis://user:<password>@"):
                 _enqueue(open_broker(url))
 
     def test_a_read_only_replica(self, start: StartServer, open_broker: OpenBroker) -> None:
