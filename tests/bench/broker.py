@@ -9,7 +9,8 @@ is printed beside it; and then the same on a server that syncs nothing.
 Worker kills: that many workers, each with a job begun (and perhaps another one in hand), are killed with `kill -9` at
 one instant, and an idle worker is there. From that instant until it begins each of their jobs, with a visibility
 timeout (stock on Redis: heartbeat timeout; stock on SQS: in place of its 12 hours) of so many seconds; the bound is
-that and 15 s. What is not there after the limit is lost, or later still.
+that and 15 s. What is not there after the limit is lost, or later still. Stock on SQS does not prolong that timeout: it
+runs from the receipt, and what is still being worked on goes to another worker as well.
 
 Jobs lost: seven failing attempts each, without and with some retries refused by the server at that instant, and jobs
 for an actor that the worker does not know.
