@@ -325,8 +325,8 @@ def connector(url: str) -> Callable[[], Client]:
     except ValueError:
         # Not from the error: it may show a part of the password.
         raise SettingsError(
-            "IDEM_LEDGER_URL names no ledger: write redis://user:password@host:port/db (for a cluster, redis+cluster://"
-            "user:password@host:port), with %-escapes for the signs /?#@ in a password"
+            "IDEM_LEDGER_URL names no ledger: write redis://user:<password>@host:port/db (for a cluster, redis+cluster://"
+            "user:<password>@host:port), with %-escapes for the signs /?#@ in a password"
         ) from None
     options: dict[str, Any] = {
         "retry": Retry(NoBackoff(), 0),

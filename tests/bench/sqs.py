@@ -109,7 +109,7 @@ def main() -> None:
     endpoint = services.ministack()
     with tempfile.TemporaryDirectory() as name:
         pythons = {"ours": sys.executable}
-        stock = _stock(Path(name))
+        stock = stock_python(Path(name))
         if stock is not None:
             pythons["stock"] = stock
         _say(f"{'':<34}{'jobs/s':>8}{'in flight':>11}{'resident MB':>13}{'requests an email':>19}")
@@ -148,7 +148,7 @@ def _row(title: str, python: str, arguments: list[str]) -> None:
     )
 
 
-def _stock(folder: Path) -> str | None:
+def stock_python(folder: Path) -> str | None:
     """The Python of an environment with stock dramatiq-sqs; None when it cannot be had."""
     python = folder / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)

@@ -74,18 +74,18 @@ def _as_emulated(document: Mapping[str, Any]) -> dict[str, Any]:
 class Stack:
     """The stack on an emulator, under names of its own, and who acts in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, durable: str = "on", sender: str = SENDER) -> None:
         self.url = services.ministack_with_auth()
         services.connect("dynamodb", self.url)
         self.name = f"s{uuid.uuid4().hex}"
-        given = {"TableName": self.name, "Prefix": self.name, "Durable": "on"}
-        given["SesIdentityArns"] = f"arn:aws:ses:{services.REGION}:000000000000:identity/{SENDER}"
+        given = {"TableName": self.name, "Prefix": self.name, "Durable": durable}
+        given["SesIdentityArns"] = sender and f"arn:aws:ses:{services.REGION}:000000000000:identity/{sender}"
         self._make({"ParameterKey": name, "ParameterValue": value} for name, value in given.items())
         resources = self.client("cloudformation").describe_stack_resources(StackName=self.name)["StackResources"]
         self.made = {found["LogicalResourceId"]: found["PhysicalResourceId"] for found in resources}
-        self.policies = {name: self._document(name) for name in POLICIES}
+        self.policies = {name: self._document(name) for name in POLICIES if name in self.made}
         for role, policies in ROLES.items():
-            for policy in policies:
+            for policy in self.policies.keys() & set(policies):
                 self._put_policy(self.made[role], policy, self.policies[policy])
 
     def client(self, service: Any) -> Any:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.metadata import requires
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -15,6 +19,7 @@ from tests.deploy.files import BIN, DEPLOY, ROOT, load_yaml
 from workers.settings import Settings
 
 _DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+_NOTHING = {"PATH": os.defpath, "IDEM_LETTERMINT_TOKEN": "lm_test"}
 _EXTRAS = ("dynamodb", "redis", "ses", "sqs", "web")
 _EXPORT = (
     "uv export -q --frozen --no-emit-project --no-header --no-dev --group build "
@@ -54,6 +59,49 @@ def test_it_runs_as_nobody_in_particular_and_gets_the_signals() -> None:
     stop = re.search(r"docker stop --timeout (\d+)", last)
     assert stop is not None
     assert int(stop[1]) > Settings().shutdown_seconds
+
+
+def test_its_steps_make_what_runs(tmp_path: Path) -> None:
+    """The steps of its first stage, in a folder that has only what is copied: all of a build that needs no Docker.
+
+    What is not tested: the base image, its Python, the user and the second stage's copies.
+    """
+    stage = _DOCKERFILE.split("FROM ")[1].replace("\\\n", "")
+    source, made = tmp_path / "src", tmp_path / "opt" / "idem"
+    commands = {"python": sys.executable, "pip": f"{sys.executable} -m pip"}
+    for step in re.findall(r"^(?:COPY|RUN) .*$", stage, re.MULTILINE):
+        kind, rest = step.split(maxsplit=1)
+        if kind == "COPY":
+            _copy(rest.split(), source)
+            continue
+        line = re.sub(r"\b(python|pip)\b(?= -)", lambda found: commands[found[0]], rest).replace("/opt/idem", str(made))
+        done = subprocess.run(line, shell=True, cwd=source, capture_output=True, text=True, check=False)  # noqa: S602 - its own lines
+        if "NewConnectionError" in done.stderr and os.environ.get("CI") != "true":
+            pytest.skip("no package index can be reached")
+        assert done.returncode == 0, done.stderr
+    shutil.copy(DEPLOY / "in_doubt_age.py", made / "bin")
+
+    for command in (["worker", "--help"], ["doctor"]):
+        done = subprocess.run(
+            [made / "bin" / "idem", *command], cwd=tmp_path, env=_NOTHING, capture_output=True, text=True, check=False
+        )
+
+        assert "Traceback" not in done.stderr
+        assert ("--threads" in done.stdout) == (command[0] == "worker")
+        # It has all drivers but the embedded broker's server.
+        assert "idem-workers[local]" in done.stdout + done.stderr or command[0] == "worker"
+
+
+def _copy(words: list[str], target: Path) -> None:
+    """`COPY SOURCE... TARGET`; a folder's content goes into the target, as Docker has it."""
+    *sources, place = words
+    for name in sources:
+        folder = target / place
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder)
 
 
 def test_what_is_copied_is_there_and_let_through() -> None:

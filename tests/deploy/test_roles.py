@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import random
 import subprocess
@@ -10,8 +11,9 @@ import sys
 import time
 import urllib.request
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import boto3  # type: ignore[import-untyped]  # ships no types
 import pytest
 
 from idem.clock import Deadline, SystemClock
-from idem.errors import IdemError
+from idem.errors import IdemError, LedgerUnusable
 from idem.outcome import Accepted
 from idem.protocol import State
 from idem.providers.ses import SesProvider
@@ -210,8 +212,12 @@ def _ask_in_bucket(app: App) -> None:
 
 
 def _send_by_ses(app: App, **parts: Any) -> None:
-    provider = SesProvider(app.settings.aws_endpoint_url)
-    outcome = provider.send(make_email(**parts), "key-0001", Deadline.after(SystemClock(), 20))
+    # A connection ends with its thread, which here is that of the tests: it is collected at once, and may say so.
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        outcome = SesProvider(app.settings.aws_endpoint_url).send(
+            make_email(**parts), "key-0001", Deadline.after(SystemClock(), 20)
+        )
+        gc.collect()
     if not isinstance(outcome, Accepted):
         raise IdemError(str(outcome))
 
@@ -262,7 +268,7 @@ def _resource(statement: Mapping[str, Any]) -> str:
             return str(name)
         case {"Fn::Sub": text}:
             return str(text).removeprefix("${").replace(".Arn}", "")
-        case {"Ref": name}:
+        case {"Fn::Split": [_, {"Ref": name}]}:
             return str(name)
         case other:
             return str(other)
@@ -307,10 +313,27 @@ def _acting(environ: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, folder:
 def test_a_worker_sends_by_ses(stack: Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Content of both kinds."""
     stack.client("sesv2").create_email_identity(EmailIdentity=SENDER)
-    app = _acting(stack.acting_as("Worker"), monkeypatch, tmp_path)
+    with closing(_acting(stack.acting_as("Worker"), monkeypatch, tmp_path)) as app:
+        _send_by_ses(app)
+        _send_by_ses(app, headers={"X-Shop": "1"})
 
-    _send_by_ses(app)
-    _send_by_ses(app, headers={"X-Shop": "1"})
+
+def test_unless_told_to_no_producer_writes_to_the_ledger_and_nobody_sends_by_ses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plain = Stack(durable="off", sender="")
+    producer, worker = plain.acting_as("Producer"), plain.acting_as("Worker")
+
+    with (
+        closing(_acting(producer, monkeypatch, tmp_path)) as app,
+        pytest.raises(LedgerUnusable, match="may not do dynamodb:PutItem; allow them that action"),
+    ):
+        app.enqueue(make_email(), durable=True)
+    with (
+        closing(_acting(worker, monkeypatch, tmp_path)) as app,
+        pytest.raises(IdemError, match="ses:SendEmail"),
+    ):
+        _send_by_ses(app)
 
 
 @pytest.fixture

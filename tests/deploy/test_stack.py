@@ -124,7 +124,7 @@ def test_only_workers_send_and_only_by_the_identities_that_are_named() -> None:
     (statement,) = _properties("SesPolicy")["PolicyDocument"]["Statement"]
 
     assert statement["Action"] == ["ses:SendEmail", "ses:SendRawEmail"]
-    assert statement["Resource"] == {"Ref": "SesIdentityArns"}
+    assert statement["Resource"] == {"Fn::Split": [",", {"Ref": "SesIdentityArns"}]}
     assert [role for role, policies in ROLES.items() if "SesPolicy" in policies] == ["WorkerRole"]
 
 

@@ -35,7 +35,7 @@ Client = redis.Redis | RedisCluster
 FAILURES = (redis.RedisError, RedisClusterException)
 
 _MALFORMED: Final = (
-    "IDEM_BROKER_URL is malformed: write redis://user:password@host:port/db, "
+    "IDEM_BROKER_URL is malformed: write redis://user:<password>@host:port/db, "
     "redis+sentinel://host:port,host:port/SERVICE/db or redis+cluster://host:port, with %-escapes for the signs /?#@"
 )
 #: redis-py takes database 0 for whatever is not a number.
@@ -174,7 +174,11 @@ def _check_options(parts: SplitResult, **options: Any) -> None:
         client.connection_pool.make_connection()
 
 
-_LOCKED: Final = "wants a password: write redis://user:password@host:port/db in IDEM_BROKER_URL"
+_UNTRUSTED: Final = (
+    "has a certificate that is not to be trusted: name its CA in IDEM_BROKER_URL (?ssl_ca_certs=FILE), and the host "
+    "that it is for"
+)
+_LOCKED: Final = "wants a password: write redis://user:<password>@host:port/db in IDEM_BROKER_URL"
 _PERMIT: Final = "permit it, and the keys {idem:*, to the user of IDEM_BROKER_URL (README, 'The queue')"
 
 #: What a server means, by words of its answer or by redis-py's name for it, which drops the answer's first word.
@@ -194,6 +198,7 @@ _MEANINGS: Final[Sequence[tuple[str, type[BrokerError], str]]] = [
     ("OutOfMemoryError", BrokerUnavailable, "is out of memory, and takes no new jobs: raise its maxmemory"),
     ("BusyLoadingError", BrokerUnavailable, "is still loading its data: wait"),
     ("MISCONF", BrokerUnavailable, "cannot save to its disk, and takes no writes: make room there, see its log"),
+    ("CERTIFICATE_VERIFY_FAILED", BrokerUnavailable, _UNTRUSTED),
     ("ClusterDownError", BrokerUnavailable, "lacks a part of its cluster: see CLUSTER INFO"),
     ("MasterNotFoundError", BrokerUnavailable, "has no primary that its sentinels know of: see SENTINEL MASTERS"),
 ]

@@ -17,6 +17,7 @@ from dramatiq.broker import MessageProxy
 from dramatiq.errors import ConnectionClosed
 
 from idem.errors import BrokerError, BrokerUnavailable, SettingsError
+from idem.privacy import redact
 from tests.ports import free_port
 from tests.valkey import DURABLE, Cluster, Sentinels, Server, ask, wait_for
 from tests.workers.parts import Sandbox, StartIdem, make_email
@@ -85,6 +86,14 @@ def _work(broker: RedisBroker) -> None:
     assert broker.backlog() == Backlog(ready=2, delayed=2, in_flight=0, dead=0)
 
 
+def _has_loopback_6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
 class TestUrls:
     @pytest.mark.parametrize(
         "url",
@@ -114,6 +123,8 @@ class TestUrls:
 
         assert "'se" not in str(caught.value)
         assert "secret" not in str(caught.value)
+        # What commands print: nothing in the advice may look like an email address.
+        assert redact(str(caught.value), 1_000) == str(caught.value)
 
     @pytest.mark.parametrize(
         "url",
@@ -226,7 +237,7 @@ class TestAnswers:
             client.config_set("requirepass", "secret")
 
         for url in (server.url, server.url.replace("redis://", "redis+cluster://").removesuffix("/0")):
-            with pytest.raises(BrokerError, match="wants a password: write redis://user:password@"):
+            with pytest.raises(BrokerError, match="wants a password: write redis://user:<password>@"):
                 _enqueue(open_broker(url))
 
     def test_a_read_only_replica(self, start: StartServer, open_broker: OpenBroker) -> None:
@@ -500,13 +511,7 @@ class TlsFront:
     """TLS before a plain server: real certificates, real handshakes."""
 
     def __init__(self, directory: Path, server: Server) -> None:
-        openssl = shutil.which("openssl")
-        assert openssl is not None, "the tests need openssl"
-        self.ca = directory / "cert.pem"
-        key = directory / "key.pem"
-        command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        command += ["-keyout", str(key), "-out", str(self.ca), "-days", "2", "-subj", "/CN=localhost"]
-        subprocess.run([*command, "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
+        self.ca, key = _certificate(directory)
         self._server = server
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(self.ca, key)
@@ -537,6 +542,20 @@ class TlsFront:
             back.join()
 
 
+def _certificate(directory: Path) -> tuple[Path, Path]:
+    """A certificate for `localhost`, signed by itself, and its key."""
+    openssl = shutil.which("openssl")
+    assert openssl is not None, "the tests need openssl"
+    certificate, key = directory / "cert.pem", directory / "key.pem"
+    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-keyout", str(key), "-out", str(certificate), "-days", "2", "-subj", "/CN=localhost"]
+    subprocess.run([*command, "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
+    return certificate, key
+
+
+_UNTRUSTED = r"has a certificate that is not to be trusted: name its CA in IDEM_BROKER_URL \(\?ssl_ca_certs=FILE\)"
+
+
 def _relay(source: socket.socket, target: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(1_000_000):
@@ -544,12 +563,26 @@ def _relay(source: socket.socket, target: socket.socket) -> None:
 
 
 def test_tls_with_a_ca_of_ones_own(start: StartServer, open_broker: OpenBroker, tmp_path: Path) -> None:
-    front = TlsFront(tmp_path, start())
+    front, other = TlsFront(tmp_path, start()), tmp_path / "other"
+    other.mkdir()
     try:
         _enqueue(open_broker(f"{front.url}?ssl_ca_certs={front.ca}"))
-        with pytest.raises(BrokerUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+        with pytest.raises(BrokerUnavailable, match=_UNTRUSTED):
             _enqueue(open_broker(front.url))
+        with pytest.raises(BrokerUnavailable, match=_UNTRUSTED):
+            _enqueue(open_broker(f"{front.url}?ssl_ca_certs={_certificate(other)[0]}"))
+        with pytest.raises(BrokerUnavailable, match=_UNTRUSTED):
+            _enqueue(open_broker(f"{front.url}?ssl_ca_certs={front.ca}".replace("localhost", "127.0.0.1")))
         with pytest.raises(BrokerUnavailable, match="No such file"):
             _enqueue(open_broker(f"{front.url}?ssl_ca_certs={tmp_path}/nowhere.pem"))
     finally:
         front.close()
+
+
+@pytest.mark.skipif(not socket.has_ipv6 or not _has_loopback_6(), reason="this machine has no IPv6")
+def test_an_address_of_ipv6(start: StartServer, open_broker: OpenBroker) -> None:
+    broker = open_broker(start("--bind", "::1", "127.0.0.1").url.replace("127.0.0.1", "[::1]"))
+
+    _enqueue(broker)
+
+    assert broker.backlog().ready == 1

@@ -224,6 +224,30 @@ def test_whatever_is_raised_is_one_of_ours() -> None:
         raise ValueError
 
 
+def test_credentials_that_expire_in_the_middle_lose_nothing(
+    proxy: Proxy, faulty: Side, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = r"^the SQS queue \S+ refuses expired AWS credentials \(ExpiredToken\): renew them$"
+    first = faulty.enqueue(1)
+    message = faulty.take()
+    expired = refusal("ExpiredToken", "The security token included in the request is expired", status=403)
+    for action in ("SendMessageBatch", "ReceiveMessage", "ChangeMessageVisibilityBatch", "DeleteMessageBatch"):
+        proxy.answer(action, expired)
+    with pytest.raises(BrokerUnavailable, match=said):
+        faulty.enqueue(2)
+    faulty.end(message, Retry(0.0))
+    proxy.mend()
+
+    second = faulty.enqueue(2)
+    taken = [faulty.take(), faulty.take()]
+    for one in taken:
+        faulty.end(one, Acknowledge())
+
+    assert {one.message_id for one in taken} == {first.message_id, second.message_id}
+    assert "what it was to do with 1 messages is tried again" in caplog.text
+    wait_for(lambda: next(faulty.consumer) is None and faulty.counts() == (0, 0, 0, 0))
+
+
 def test_nobody_listens_there() -> None:
     faulty = Client("sqs", "us-east-1", "http://127.0.0.1:1")
     client("http://127.0.0.1:1")
