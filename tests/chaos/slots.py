@@ -45,7 +45,7 @@ for zone in {zones!r}:
             subject = f"{{slot.schedule}} {{slot.instant:%Y-%m-%dT%H:%MZ}}"
             return Email(from_="a@example.com", to="b@example.com", subject=subject, text="built once")
 """
-_RULES = {"at 02:30": "30 2 * * SUN", "at 01:30": "30 1 * * SUN", "by the clock": "*/20 0-3 * * SUN"}
+_RULES = {"at 02:30": "30 2 * * SUN", "at 01:30": "30 1 * * SUN", "by the clock": "*/30 1-3 * * SUN"}
 _SUNDAY = 6
 
 

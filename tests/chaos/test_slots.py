@@ -7,8 +7,8 @@ from pathlib import Path
 from tests.chaos import slots
 
 _HOURS = {
-    "Europe/Amsterdam": {"2026-03-29": 9, "2026-10-25": 15, "2026-06-07": 12},
-    "America/New_York": {"2026-03-08": 9, "2026-11-01": 15, "2026-06-07": 12},
+    "Europe/Amsterdam": {"2026-03-29": 4, "2026-10-25": 8, "2026-06-07": 6},
+    "America/New_York": {"2026-03-08": 4, "2026-11-01": 8, "2026-06-07": 6},
 }
 
 
@@ -31,5 +31,5 @@ def test_every_slot_is_one_email_whoever_is_killed_while_the_clocks_change(tmp_p
     result = slots.run(tmp_path, 15, seed=20261025)
 
     assert result.missing == result.doubled == result.unknown == 0
-    assert result.slots > 1_000
+    assert result.slots > 500
     assert result.kills >= 3
