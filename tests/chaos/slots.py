@@ -89,7 +89,7 @@ def _of_zone(zone: ZoneInfo) -> Iterator[str]:
             minutes.setdefault(local.date(), []).append((at, local))
     for of_day in minutes.values():
         for at, local in of_day:
-            if local.hour <= 3 and local.minute % 20 == 0:
+            if local.hour in {1, 2, 3} and local.minute % 30 == 0:
                 yield _subject("by the clock", zone, at)
         for name, named in (("at 02:30", (2, 30)), ("at 01:30", (1, 30))):
             # The first minute that shows it; where it is skipped, the first one after the gap.
