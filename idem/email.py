@@ -308,7 +308,7 @@ _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*")
 
 
 def _table(rows: Iterable[Iterable[object] | Mapping[str, object]]) -> Iterator[Iterable[object]]:
-    header: tuple[str, ...] = ()
+    header: tuple[Any, ...] = ()
     for row in rows:
         if isinstance(row, Mapping):
             if not header:

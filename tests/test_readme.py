@@ -111,6 +111,23 @@ def test_what_is_scheduled_is_shown(tmp_path: Path) -> None:
     assert printed.count("T07:00:00+0") == 5
 
 
+def test_what_a_user_writes_for_a_digest_takes_items_and_builds_its_email(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (comments,) = _blocks("python", "# comments.py")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(comments, names)  # noqa: S102 - the README's own block
+    event = Event(source="github", id="e1", type="issue_comment", created=None, data={"comment": {"body": "Nice."}})
+    names["app"].ledger.create()
+    names["commented"](event)
+    key = names["new_comments"].add("ann@example.com", "Very nice.", key="e2")
+    built = names["new_comments"].run("ann@example.com", key.rpartition("/")[2])
+    names["app"].close()
+
+    assert (built.subject, built.text) == ("2 new comments", "Nice.\n\nVery nice.")
+
+
 _COUNT = (
     "import json, urllib.request as r; "
     "a = json.load(r.urlopen('http://127.0.0.1:{port}/api/accepted')); "
@@ -120,7 +137,7 @@ _COUNT = (
 
 def test_every_block_is_run_by_a_test() -> None:
     """The rights of an ACL user are in `workers/brokers/test_servers.py`."""
-    assert len(_BLOCKS) == 8
+    assert len(_BLOCKS) == 9
 
 
 def test_runbook(tmp_path: Path) -> None:

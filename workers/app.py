@@ -10,7 +10,7 @@ import uuid
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Self, TypeVar, overload
 
@@ -31,6 +31,7 @@ from workers import wiring
 from workers.actors import JobFunction, Performer, declare_actor
 from workers.beside import Threads, Twin
 from workers.brokers.base import TOGETHER
+from workers.digest.digest import Digest, DigestFunction
 from workers.jobs import (
     QUEUE,
     check_arguments,
@@ -262,6 +263,44 @@ class App:
             return function
 
         return declare
+
+    def digest(
+        self,
+        cron: str | None = None,
+        *,
+        every: timedelta | None = None,
+        tz: str = "UTC",
+        name: str | None = None,
+        in_doubt: Literal["hold", "resend", "drop"] | None = None,
+    ) -> Callable[[DigestFunction], Digest]:
+        """Declare a function that makes one email of all items for one recipient in one window.
+
+        It takes the recipient, the items in the order in which they were added, and the `Slot` at which the window
+        ended, and returns what a job returns. Windows end at the times of a cron expression (in `tz`), or at an
+        interval. What it is declared as has `add`: an item is in exactly one window, however often it is added under
+        its key. No scheduler is needed: the first item of a window enqueues its job, for when it ends; cancelling that
+        job's key calls back what is in the window, and what still comes into it.
+        """
+        if callable(cron):
+            raise ScheduleError("write @app.digest('0 7 * * *') with a cron expression or every=")
+        rule, choice = make_rule(cron, every, None, tz), _choice(in_doubt)
+
+        def declare(function: DigestFunction) -> Digest:
+            chosen = name or str(getattr(function, "__name__", "digest"))
+            store, ask = lambda: self._store, self._ask_from
+            digest = Digest(chosen, rule, function, choice, store=store, ask=ask, clock=SystemClock())
+            self.job(chosen)(digest.run)
+            return digest
+
+        return declare
+
+    def _ask_from(self, message: Message[None], key: str, at: int) -> bool:
+        """Ask durably for what is not to run before an instant; whether it is still to run."""
+        early = at > SystemClock().now() + 1
+        timing = self.timing(None, datetime.fromtimestamp(at, UTC), None) if early else Timing()
+        self.ask(message, timing, durable=True)
+        record = self.ledger.read(key)
+        return record is not None and not record.ended
 
     def webhook(
         self,

@@ -68,12 +68,12 @@ def _say(line: str) -> None:
 def _timed(what: str, cells: Counted, queue: Queue) -> Iterator[None]:
     cells.counted.clear()
     queue.count = 0
-    begun = time.perf_counter()
+    begun, worked = time.perf_counter(), time.process_time()
     yield
-    seconds, counted = time.perf_counter() - begun, cells.counted
+    seconds, cpu, counted = time.perf_counter() - begun, time.process_time() - worked, cells.counted
     cell_bytes = counted["bytes"] // max(1, counted["writes"])
     _say(
-        f"  {what:<34} {seconds:8.3f} s  {queue.count:7,} slots  {counted['reads']:4} reads  "
+        f"  {what:<34} {seconds:8.3f} s  CPU {cpu:8.3f} s  {queue.count:7,} slots  {counted['reads']:4} reads  "
         f"{counted['writes']:4} writes of {cell_bytes:,} bytes"
     )  # fmt: skip
 

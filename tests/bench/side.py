@@ -70,7 +70,7 @@ def _stock(place: str, visibility_seconds: float, **options: Any) -> Any:
         from dramatiq.brokers.redis import RedisBroker
 
         return RedisBroker(url=place, heartbeat_timeout=int(visibility_seconds * 1000), **options)
-    from dramatiq_sqs import SQSBroker  # type: ignore[import-not-found]  # stock's environment has it
+    from dramatiq_sqs import SQSBroker  # type: ignore[import-untyped]  # stock's environment has it
 
     endpoint, _, prefix = place.partition("#")
     broker = SQSBroker(

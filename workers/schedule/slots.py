@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import copy
 import re
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import lru_cache
 from itertools import chain, islice, repeat
 from typing import Final, Protocol
 from zoneinfo import ZoneInfo
@@ -78,6 +80,43 @@ class Rule(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Calendar:
+    """The wall times that an expression names, whatever the zone.
+
+    `begins` and `ends` are, for each of its hours, the second of the day with which that begins, and the last that is
+    named in it.
+    """
+
+    pattern: CronSim
+    begins: tuple[int, ...]
+    ends: tuple[int, ...]
+
+    def next(self, wall: int) -> int | None:
+        """The first wall time after `wall` that the expression names; both as seconds, as if they were UTC."""
+        pattern = copy.copy(self.pattern)
+        pattern.dt = _wall(self._skip(wall))
+        found = next(pattern, None)
+        return None if found is None else int(found.replace(tzinfo=UTC).timestamp())
+
+    def _skip(self, wall: int) -> int:
+        """The second before the next hour in which something may be named: cronsim would go there hour by hour."""
+        day, second = divmod(wall, _DAY)
+        hour = bisect_right(self.ends, second)
+        if hour == len(self.ends):
+            day, hour = day + 1, 0
+        return max(wall, day * _DAY + self.begins[hour] - 1)
+
+
+@lru_cache(maxsize=4_096)
+def _calendar(expression: str) -> _Calendar:
+    """One for all schedules with that expression, as there may be a hundred thousand."""
+    pattern = CronSim(expression, datetime(2000, 1, 1))  # noqa: DTZ001 - a wall time
+    begins = tuple(hour * 3_600 for hour in sorted(pattern.hours))
+    last = max(pattern.minutes) * 60 + max(pattern.seconds)
+    return _Calendar(pattern, begins, tuple(begin + last for begin in begins))
+
+
 class Cron:
     """The wall times that a cron expression names, in a zone."""
 
@@ -86,12 +125,12 @@ class Cron:
         self.zone = zone
         whole = _NAMES.get(expression, expression)
         try:
-            self._pattern = CronSim(whole, datetime(2000, 1, 1))  # noqa: DTZ001 - a wall time
+            self._calendar = _calendar(whole)
         except (CronSimError, ValueError, AttributeError) as error:
             raise ScheduleError(f"cron {expression!r}: {error}; write five fields, such as '0 7 * * *'") from error
         *_, minute, hour, _, _, _ = whole.split()
         self._follows_clock = minute.startswith("*") or hour.startswith("*")
-        if self._match(0) is None:
+        if self._calendar.next(0) is None:
             raise ScheduleError(f"cron {expression!r}: there is no such day")
 
     def next(self, after: int) -> int | None:
@@ -100,12 +139,12 @@ class Cron:
 
     def _next_named(self, after: int) -> int | None:
         """Of times that come twice, the second is no slot: what is found is then not after `after`, and passed over."""
-        wall = self._match(after + self._offset(after))
+        wall = self._calendar.next(after + self._offset(after))
         while wall is not None:
             at = self._first(wall)
             if at > after:
                 return at
-            wall = self._match(wall)
+            wall = self._calendar.next(wall)
         return None
 
     def _first(self, wall: int) -> int:
@@ -120,7 +159,7 @@ class Cron:
     def _next_by_clock(self, after: int) -> int | None:
         """As if the clocks never changed; if they do before that, once more from the change on."""
         since, offset = after, self._offset(after)
-        while (wall := self._match(after + offset)) is not None:
+        while (wall := self._calendar.next(after + offset)) is not None:
             at = wall - offset
             change = self._first_change(since, at)
             if change is None:
@@ -148,13 +187,6 @@ class Cron:
             else:
                 high = middle
         return high
-
-    def _match(self, wall: int) -> int | None:
-        """The first wall time after `wall` that the expression names; both as seconds, as if they were UTC."""
-        pattern = copy.copy(self._pattern)
-        pattern.dt = _wall(wall)
-        found = next(pattern, None)
-        return None if found is None else int(found.replace(tzinfo=UTC).timestamp())
 
     def _offset(self, at: int) -> int:
         offset = datetime.fromtimestamp(at, self.zone).utcoffset()

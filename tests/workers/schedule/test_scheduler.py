@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -29,6 +32,7 @@ class Queue:
     """A broker that remembers the keys it was given."""
 
     keys: list[str] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     down: bool = False
 
     def enqueue(self, message: Message[None], *, delay: int | None = None) -> Message[None]:
@@ -45,6 +49,7 @@ class Queue:
         assert isinstance(call, Call)
         assert f"{call.job}/{call.args[0]}" == call.key
         self.keys.append(call.key)
+        self.calls.append(call)
         return None
 
     def backlog(self) -> Backlog:
@@ -392,3 +397,20 @@ def test_names_are_spread_over_the_cells_and_told_apart() -> None:
 
     assert len({(cell_of(name), tag(name)) for name in names}) == len(names)
     assert {cell_of(name) for name in names} == set(range(256))
+
+
+def test_what_eventbridge_scheduler_puts_on_the_queue_is_the_run_of_the_slot() -> None:
+    """The README's message, with the instant as Amazon writes it; theirs and ours are one key, and so one email."""
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"`(\{\"job\": \"daily_report\".*?\})`", readme.replace("\n", " "))
+    assert found is not None
+    theirs = json.loads(found[1].replace("<aws.scheduler.scheduled-time>", "2026-03-29T05:00:00Z"))
+    stage = Stage(_cron("0 7 * * *", "Europe/Amsterdam", "daily_report"))
+    stage.clock.wall = datetime(2026, 3, 29, 4, 59, tzinfo=UTC).timestamp()
+    scheduler = stage.scheduler()
+    stage.pass_time(60, scheduler)
+    asked = read_message(theirs, "the-message-id")
+
+    assert isinstance(asked, Call)
+    assert [asked.key] == stage.queue.keys
+    assert asked == stage.queue.calls[0]

@@ -95,6 +95,28 @@ def test_a_star_follows_the_clock_through_both_hours(zone: str, change: int) -> 
         assert _instants(_cron(expression, zone), after, until) == expected, expression
 
 
+def _field(first: int, last: int) -> st.SearchStrategy[str]:
+    """What a cron expression has in one field: any, a step, or some values."""
+    values = st.lists(st.integers(first, last), min_size=1, max_size=3, unique=True)
+    steps = st.integers(2, last).map("*/{}".format)
+    return st.just("*") | steps | values.map(lambda listed: ",".join(map(str, sorted(listed))))
+
+
+_FIELDS = (_field(0, 59), _field(0, 23), _field(1, 28), _field(1, 12), _field(0, 6))
+
+
+@given(
+    st.tuples(*_FIELDS).map(" ".join) | st.tuples(_field(0, 59), *_FIELDS).map(" ".join),
+    st.integers(_FIRST, _LAST) | st.integers(_FIRST // 3_600, _LAST // 3_600).map(lambda hour: hour * 3_600 - 1),
+)
+def test_without_changes_of_the_clocks_slots_are_what_cronsim_says(expression: str, after: int) -> None:
+    """Also right before an hour and right after, where we skip what cronsim would look at hour by hour."""
+    said = CronSim(expression, datetime.fromtimestamp(after, UTC).replace(tzinfo=None))
+    expected = [int(each.replace(tzinfo=UTC).timestamp()) for each in islice(said, 4)]
+
+    assert list(islice(_schedule(_cron(expression)).between(after, expected[-1]), 4)) == expected
+
+
 @pytest.mark.parametrize(
     ("zone", "expression", "day", "expected"),
     [
