@@ -199,7 +199,8 @@ FIELDS = (
 def _check_type(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise EmailError(name, f"is {type(value).__name__}; it must be a string")
-    return value
+    # Plain text also of a template engine's markup, which is a string of a class of its own.
+    return str.__str__(value)
 
 
 def _check_text(name: str, value: object, limit: int, *, empty: bool = False) -> str:
