@@ -211,7 +211,8 @@ FIELDS = (
 def _check_type(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise EmailError(name, f"is {type(value).__name__}; it must be a string")
-    return value
+    # Plain text also of a template engine's markup, which is a string of a class of its own.
+    return str.__str__(value)
 
 
 def _check_text(name: str, value: object, limit: int, *, empty: bool = False) -> str:
@@ -308,11 +309,11 @@ _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*")
 
 
 def _table(rows: Iterable[Iterable[object] | Mapping[str, object]]) -> Iterator[Iterable[object]]:
-    header: tuple[Any, ...] = ()
+    header: tuple[str, ...] = ()
     for row in rows:
         if isinstance(row, Mapping):
             if not header:
-                yield (header := tuple(row))
+                yield (header := tuple(map(str, row)))
             for name in row.keys() - set(header):
                 raise EmailError("attachments.content", f"has a row with {name}, which the first does not have")
             yield [row.get(name) for name in header]

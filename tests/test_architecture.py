@@ -186,6 +186,13 @@ def test_importing_has_no_side_effect(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_only_what_has_its_name_imports_django() -> None:
+    for name, imports in _IMPORTS.items():
+        roots = {found.partition(".")[0] for found in imports}
+
+        assert ".django" in name or "django" not in roots, name
+
+
 def test_optional_drivers_are_imported_only_when_asked_for(tmp_path: Path) -> None:
     script = (
         "import sys, idem, idem.send, idem.ledger, workers.app, workers.process, workers.cli.worker\n"

@@ -92,6 +92,62 @@ def test_what_a_user_writes_and_enqueues_is_sent_once(tmp_path: Path, port: int)
     assert printed.splitlines()[-1] == "5 5"
 
 
+#: Requests to each of the examples for the web, twice each.
+_REQUESTS = {
+    "web_fastapi": """
+from fastapi.testclient import TestClient
+from web_fastapi import app
+client = TestClient(app)
+for _ in range(2):
+    answer = client.post("/signups?to=ann@example.com", headers={"Idempotency-Key": "r1"})
+    assert (answer.status_code, answer.json()) == (202, {"key": "welcome/r1"}), answer.text
+""",
+    "web_flask": """
+from web_flask import app
+client = app.test_client()
+for _ in range(2):
+    answer = client.post("/orders/1234/confirmation", data={"to": "bob@example.com"})
+    assert (answer.status_code, answer.json) == (202, {"key": "order-confirmation/1234"}), answer.text
+""",
+    "web_django": """
+import django
+from django.urls import path
+django.setup()
+from django.core.management import call_command
+from django.test import Client
+from web_django import confirm
+urlpatterns = [path("orders/<order_id>/confirmation", confirm)]
+call_command("check")
+for _ in range(2):
+    assert Client().post("/orders/5678/confirmation", {"to": "eve@example.com"}).status_code == 202
+""",
+}
+
+
+def test_what_a_web_application_enqueues_is_sent_once(tmp_path: Path, port: int) -> None:
+    """The three frameworks, against one sandbox, each with a request that comes twice."""
+    (trying,) = _blocks("sh", ".venv/bin/idem sandbox")
+    (settings,) = _blocks("python", "# settings.py")
+    project = """
+SECRET_KEY, ALLOWED_HOSTS, ROOT_URLCONF, USE_TZ = "x", ["testserver"], "__main__", True
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "project.db"}}
+"""
+    (tmp_path / "settings.py").write_text(settings + project, encoding="utf-8")
+    for name, requests in _REQUESTS.items():
+        (block,) = _blocks("python", f"# {name}.py")
+        (tmp_path / f"{name}.py").write_text(block, encoding="utf-8")
+        (tmp_path / f"request_{name}.py").write_text(requests, encoding="utf-8")
+    asked = "\n".join(f".venv/bin/python request_{name}.py" for name in _REQUESTS)
+    start = "\n".join(trying.splitlines()[:2])
+    counting = f'echo; python3 -c "{_COUNT.format(port=port)}"'
+    script = (
+        f"{start}\nexport DJANGO_SETTINGS_MODULE=settings\n{asked}\n.venv/bin/idem worker --until-empty\n{counting}"
+    )
+    printed = _run(script.replace("8025", str(port)), tmp_path)
+
+    assert printed.splitlines()[-1] == "3 3"
+
+
 def test_what_a_user_writes_for_webhooks_builds_its_email(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (hooks,) = _blocks("python", "# hooks.py")
     monkeypatch.chdir(tmp_path)
@@ -137,7 +193,7 @@ _COUNT = (
 
 def test_every_block_is_run_by_a_test() -> None:
     """The rights of an ACL user are in `workers/brokers/test_servers.py`."""
-    assert len(_BLOCKS) == 9
+    assert len(_BLOCKS) == 13
 
 
 def test_runbook(tmp_path: Path) -> None:

@@ -219,21 +219,26 @@ def _wakeups() -> Iterator[int]:
 
 def load_app(name: str) -> App:
     """The application that `MODULE:APP` names; the working directory is where modules are looked for first."""
+    sys.path.insert(0, str(Path.cwd()))
+    return find_app(name, f"--app {name}")
+
+
+def find_app(name: str, said: str) -> App:
+    """The application that `MODULE:APP` names; an error begins with what was `said`."""
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:
-        raise IdemError(f"--app {name}: write MODULE:APP, such as shop.mail:app")
-    sys.path.insert(0, str(Path.cwd()))
+        raise IdemError(f"{said}: write MODULE:APP, such as shop.mail:app")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise IdemError(f"--app {name}: there is no module named {error.name}") from error
+        raise IdemError(f"{said}: there is no module named {error.name}") from error
     except IdemError:
         raise
     except (Exception, SystemExit) as error:
-        raise IdemError(f"--app {name}: the module raised {describe_error(error)}") from error
+        raise IdemError(f"{said}: the module raised {describe_error(error)}") from error
     found = getattr(module, attribute, None)
     if found is None:
-        raise IdemError(f"--app {name}: the module {module_name} has no {attribute}")
+        raise IdemError(f"{said}: the module {module_name} has no {attribute}")
     if not isinstance(found, App):
-        raise IdemError(f"--app {name}: {attribute} is {type(found).__name__}; it must be a workers.App")
+        raise IdemError(f"{said}: {attribute} is {type(found).__name__}; it must be a workers.App")
     return found

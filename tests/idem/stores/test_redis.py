@@ -850,3 +850,16 @@ def test_what_is_no_url_is_refused_at_once(url: str) -> None:
     with pytest.raises(SettingsError, match="redis://") as caught:
         connector(url)
     assert "'se'" not in str(caught.value)
+
+
+def test_a_cell_that_passes_is_forgotten_and_one_that_stays_is_not(server: Server, store: RedisStore) -> None:
+    """Written again without an end, it stays as well."""
+    with server.client() as client:
+        assert store.swap_cell("c", None, b"1", keep_seconds=3_600.5) is None
+        [name] = names(client, "*/cell/c}:cell")
+        assert 3_500_000 < cast("int", client.pttl(name)) <= 3_600_500
+        assert store.swap_cell("c", b"1", b"2") is None
+        assert client.pttl(name) == -1
+        assert store.swap_cell("d", None, b"1", keep_seconds=0.001) is None
+        wait_for(lambda: store.read_cell("d") is None)
+        assert store.swap_cell("d", None, b"2") is None

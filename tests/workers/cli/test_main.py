@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workers.parts import RunIdem, StartIdem, wait_for
+from tests.workers.parts import RunIdem
 from workers.cli import run
 from workers.process import idem_command
 
@@ -88,27 +88,6 @@ def test_a_reader_that_has_gone_is_no_traceback(tmp_path: Path, environ: dict[st
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
-
-
-def test_an_interrupt_is_one_line(start_idem: StartIdem, tmp_path: Path) -> None:
-    """SIGINT while standard input is awaited; a pipe without a writer's end stays open."""
-    fifo = tmp_path / "pipe.jsonl"
-    subprocess.run(["mkfifo", str(fifo)], check=True)
-    running = start_idem("enqueue", fifo)
-    wait_for(lambda: _waits(running.pid))
-    running.signal(2)
-
-    assert running.wait() == 130
-    assert running.log.strip() == "idem: stopped; run the same command again to go on"
-
-
-def _waits(pid: int) -> bool:
-    """Whether the process is at its work: blocked where a pipe is opened."""
-    if sys.platform != "linux":
-        return True
-    return (
-        "fifo" in Path(f"/proc/{pid}/wchan").read_text() or "wait_for_partner" in Path(f"/proc/{pid}/wchan").read_text()
-    )
 
 
 def test_an_error_masks_addresses(capsys: pytest.CaptureFixture[str], call_idem: RunIdem) -> None:

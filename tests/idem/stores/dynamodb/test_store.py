@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from botocore.exceptions import ClientError  # type: ignore[import-untyped]  # s
 from idem.errors import LedgerUnavailable, LedgerUnusable
 from idem.protocol import State
 from idem.stores.dynamodb import Connection, DynamoStore
+from idem.stores.dynamodb.cells import cell_key
 from tests import services
 from tests.contracts.store import advance
 from tests.records import make_record
@@ -130,3 +132,20 @@ def test_a_newer_record_is_neither_read_nor_written() -> None:
         with pytest.raises(LedgerUnusable, match="version 2"):
             call()
     assert client.real.get_item(TableName=table, Key=pk)["Item"] == before
+
+
+def test_a_cell_that_passes_has_its_end_and_one_that_stays_has_none() -> None:
+    """The table may forget the first; written again without an end, it stays as well."""
+    store = open_store(Told())
+    connection, table = services.share("dynamodb", services.dynamodb_local()), services.table(services.dynamodb_local())
+
+    def item() -> dict[str, Any]:
+        key = {"pk": {"S": cell_key(store._namespace, "c")}}
+        found: dict[str, Any] = connection.client.get_item(TableName=table, Key=key, ConsistentRead=True)["Item"]
+        return found
+
+    before = time.time()
+    assert store.swap_cell("c", None, b"1", keep_seconds=3_600.5) is None
+    assert before + 3_600 <= int(item()["ttl"]["N"]) <= time.time() + 3_602
+    assert store.swap_cell("c", b"1", b"2") is None
+    assert "ttl" not in item()
