@@ -313,7 +313,7 @@ def _table(rows: Iterable[Iterable[object] | Mapping[str, object]]) -> Iterator[
     for row in rows:
         if isinstance(row, Mapping):
             if not header:
-                yield (header := tuple(row))
+                yield (header := tuple(map(str, row)))
             for name in row.keys() - set(header):
                 raise EmailError("attachments.content", f"has a row with {name}, which the first does not have")
             yield [row.get(name) for name in header]

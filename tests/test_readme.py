@@ -111,6 +111,26 @@ def test_what_is_scheduled_is_shown(tmp_path: Path) -> None:
     assert printed.count("T07:00:00+0") == 5
 
 
+def test_a_report_is_previewed_and_sent(tmp_path: Path, port: int) -> None:
+    """The schedule, its template and the commands, as they stand, against a sandbox."""
+    (sales,) = _blocks("python", "# sales.py")
+    (template,) = _blocks("html", "<!-- mails/daily.html -->")
+    (commands,) = _blocks("sh", ".venv/bin/idem preview")
+    (tmp_path / "mails").mkdir()
+    (tmp_path / "mails" / "daily.html").write_text(template, encoding="utf-8")
+    (tmp_path / "sales.py").write_text(sales, encoding="utf-8")
+    starting = (
+        f".venv/bin/idem sandbox --port {port} > sandbox.log &\nuntil grep -q http sandbox.log; do sleep 0.1; done\n"
+        f"export IDEM_LETTERMINT_TOKEN=lm_x IDEM_LETTERMINT_BASE_URL=http://127.0.0.1:{port}/lettermint/v1\n"
+    )
+    printed = _run(f'{starting}{commands}\necho; python3 -c "{_COUNT.format(port=port)}"', tmp_path)
+
+    assert "Tea | 12\nCoffee | 30\n\n42 sold" in printed
+    assert printed.splitlines()[-1] == "1 1"
+    assert (tmp_path / "preview" / "1" / "body.html").read_text().count("style=") == 5
+    assert b"Coffee,30" in next((tmp_path / "preview" / "1").glob("1-sales-*.csv")).read_bytes()
+
+
 _COUNT = (
     "import json, urllib.request as r; "
     "a = json.load(r.urlopen('http://127.0.0.1:{port}/api/accepted')); "
@@ -120,7 +140,7 @@ _COUNT = (
 
 def test_every_block_is_run_by_a_test() -> None:
     """The rights of an ACL user are in `workers/brokers/test_servers.py`."""
-    assert len(_BLOCKS) == 8
+    assert len(_BLOCKS) == 11
 
 
 def test_runbook(tmp_path: Path) -> None:
