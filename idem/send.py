@@ -389,19 +389,22 @@ def _build(source: Render) -> Email | Sequence[Email] | NotSent | Rejected:
     except Exception as error:
         _log.exception("job %s raised %s; nothing was sent, it runs again later", source.job, type(error).__name__)
         return NotSent(redact(f"job {source.job} raised {type(error).__name__}: {error}"))
+    return check_built(source.job, built)
+
+
+def check_built(job: str, built: object) -> Email | Sequence[Email] | Rejected:
+    """What a job's function returned, if it is what one may return."""
     if built is None:
         return ()
     emails = [built] if isinstance(built, Email) else built
     if not isinstance(emails, list | tuple) or not all(isinstance(email, Email) for email in emails):
-        return Rejected(
-            f"job {source.job} returned {type(built).__name__}; it must return an Email, a list of them, or None"
-        )
+        return Rejected(f"job {job} returned {type(built).__name__}; it must return an Email, a list of them, or None")
     try:
         for email in emails:
             take_explicit(email, None)
     except InvalidKey as error:
-        return Rejected(f"job {source.job} returned an email whose Idempotency-Key header is not a key: {error}")
-    return built
+        return Rejected(f"job {job} returned an email whose Idempotency-Key header is not a key: {error}")
+    return built if isinstance(built, Email) else emails
 
 
 def _joined(results: Sequence[Result]) -> Result:

@@ -184,6 +184,26 @@ def test_what_a_user_writes_for_a_digest_takes_items_and_builds_its_email(
     assert (built.subject, built.text) == ("2 new comments", "Nice.\n\nVery nice.")
 
 
+def test_a_report_is_previewed_and_sent(tmp_path: Path, port: int) -> None:
+    """The schedule, its template and the commands, as they stand, against a sandbox."""
+    (sales,) = _blocks("python", "# sales.py")
+    (template,) = _blocks("html", "<!-- mails/daily.html -->")
+    (commands,) = _blocks("sh", ".venv/bin/idem preview")
+    (tmp_path / "mails").mkdir()
+    (tmp_path / "mails" / "daily.html").write_text(template, encoding="utf-8")
+    (tmp_path / "sales.py").write_text(sales, encoding="utf-8")
+    starting = (
+        f".venv/bin/idem sandbox --port {port} > sandbox.log &\nuntil grep -q http sandbox.log; do sleep 0.1; done\n"
+        f"export IDEM_LETTERMINT_TOKEN=lm_x IDEM_LETTERMINT_BASE_URL=http://127.0.0.1:{port}/lettermint/v1\n"
+    )
+    printed = _run(f'{starting}{commands}\necho; python3 -c "{_COUNT.format(port=port)}"', tmp_path)
+
+    assert "Tea | 12\nCoffee | 30\n\n42 sold" in printed
+    assert printed.splitlines()[-1] == "1 1"
+    assert (tmp_path / "preview" / "1" / "body.html").read_text().count("style=") == 5
+    assert b"Coffee,30" in next((tmp_path / "preview" / "1").glob("1-sales-*.csv")).read_bytes()
+
+
 _COUNT = (
     "import json, urllib.request as r; "
     "a = json.load(r.urlopen('http://127.0.0.1:{port}/api/accepted')); "
@@ -193,7 +213,7 @@ _COUNT = (
 
 def test_every_block_is_run_by_a_test() -> None:
     """The rights of an ACL user are in `workers/brokers/test_servers.py`."""
-    assert len(_BLOCKS) == 13
+    assert len(_BLOCKS) == 16
 
 
 def test_runbook(tmp_path: Path) -> None:

@@ -327,6 +327,10 @@ class App:
 
         return declare
 
+    def hook(self, job: str) -> tuple[str, list[str]] | None:
+        """The source and the types of events that a job waits for; None for one that waits for none."""
+        return self._webhooks.of(job)
+
     def webhooks(self) -> Starlette:
         """The receiver of webhooks as an ASGI application: what `idem webhooks` serves, or to mount in one's own."""
         return wiring.build_webhooks(self.settings, self._webhooks, self.broker.enqueue, SystemClock())
@@ -355,7 +359,7 @@ class App:
         `BrokerUnavailable` like `send` of a job; durable, `LedgerUnavailable` in its place, and `InvalidKey` when the
         key already stands for another email.
         """
-        self._check(email)
+        self.check(email)
         timing = self.timing(delay, at, expires)
         email, chosen = self._key_of(email, key)
         message, used = email_message(email, chosen, _choice(in_doubt), timing.expires_at)
@@ -368,7 +372,7 @@ class App:
         self, email: Email, *, key: str | None = None, in_doubt: Literal["hold", "resend", "drop"] | None = None
     ) -> tuple[Message[None], str]:
         """What `enqueue` would enqueue, and its key: for those who enqueue many together."""
-        self._check(email)
+        self.check(email)
         return email_message(email, key, _choice(in_doubt))
 
     def enqueue_bulk(  # noqa: PLR0913 - as above
@@ -390,7 +394,7 @@ class App:
         a new one. Raises like `enqueue`; call again with the same key and list then.
         """
         for email in emails:
-            self._check(email)
+            self.check(email)
         timing, choice = self.timing(delay, at, expires), _choice(in_doubt)
         if isinstance(key, ByContent):
             key = self._named(digest_of_emails(emails), key).key
@@ -489,7 +493,8 @@ class App:
         return Threads()
 
     @cached_property
-    def _check(self) -> Callable[[Email], None]:
+    def check(self) -> Callable[[Email], None]:
+        """What raises `UnsupportedEmail` for an email that the provider cannot express."""
         return wiring.check_with(self.settings)
 
     @_Opened

@@ -228,6 +228,7 @@ MUTANTS: Mapping[str, Callable[[], Sequence[Patch]]] = {
     "a zombie's evidence is dropped": lambda: [_swap(ledger.Ledger, "_testify", _forget_evidence)],
     "one's own write is not recognised": lambda: [_swap(ledger, "_is_own", _never)],
     "an unknown job is dropped": lambda: [_swap(actors.Performer, "_unknown_job", _drop_unknown)],
+    "a claim that was lost is renewed": lambda: [_swap(protocol, "is_building", _always)],
     "what a job built is not kept": lambda: [_swap(protocol, "freeze", _unfrozen)],
 }
 

@@ -26,6 +26,7 @@ _COMMANDS = {
     "enqueue": ("enqueue", "Enqueue the emails of JSONL, CSV and .eml files."),
     "explain": ("records", "Show what is known about one key."),
     "init": ("init", "Prepare this directory: settings, ledger and queue."),
+    "preview": ("preview", "Show what a job would send, in the terminal or the browser."),
     "reconcile": ("resolve", "Find out about emails in doubt, once."),
     "reopen": ("resolve", "Send a rejected email again, once its cause is mended."),
     "resolve": ("resolve", "Say what became of an email in doubt."),

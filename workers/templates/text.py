@@ -37,7 +37,7 @@ class _Reader(HTMLParser):
         self._silent = 0
         self._verbatim = 0
         self._lists: list[int | None] = []
-        self._links: list[tuple[str, int]] = []
+        self._link: tuple[str, int] | None = None
         self._cells = 0
         #: What is said before the next piece, once there is one: nothing is between the two.
         self._parted = False
@@ -60,7 +60,7 @@ class _Reader(HTMLParser):
             case "img":
                 self._say(attributes.get("alt") or "")
             case "a":
-                self._links.append((attributes.get("href") or "", len(self._pieces)))
+                self._link = attributes.get("href") or "", len(self._pieces)
             case "pre":
                 self._verbatim += 1
             case _:
@@ -70,8 +70,9 @@ class _Reader(HTMLParser):
         if tag in _SILENT:
             self._silent = max(0, self._silent - 1)
         match tag:
-            case "a" if self._links:
-                self._end_link(*self._links.pop())
+            case "a" if self._link is not None:
+                self._end_link(*self._link)
+                self._link = None
             case "pre":
                 self._verbatim = max(0, self._verbatim - 1)
             case "ol" | "ul" if self._lists:

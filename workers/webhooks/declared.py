@@ -46,6 +46,11 @@ class Declared:
         for kind in dict.fromkeys(types):
             self._wishes.setdefault((source, kind), []).append(_Wish(job, in_doubt))
 
+    def of(self, job: str) -> tuple[str, list[str]] | None:
+        """The source and the types of events that a job runs for; None if it is no webhook's."""
+        found = [place for place, wishes in self._wishes.items() if any(wish.job == job for wish in wishes)]
+        return (found[0][0], [kind for _, kind in found]) if found else None
+
     def messages(self, event: Event) -> list[Message[None]]:
         """A message for each job that wants the event, under the key that makes a second delivery free."""
         made = []
