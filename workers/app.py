@@ -8,10 +8,10 @@ import threading
 import time
 import uuid
 from collections import ChainMap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
 
 from dramatiq import Message
@@ -29,7 +29,15 @@ from idem.send import Point
 from workers import wiring
 from workers.actors import JobFunction, Performer, declare_actor
 from workers.brokers.base import TOGETHER
-from workers.jobs import QUEUE, email_message, intent_of_message, job_message, part_message, record_message
+from workers.jobs import (
+    QUEUE,
+    email_message,
+    intent_of_message,
+    job_message,
+    part_message,
+    read_choice,
+    record_message,
+)
 from workers.schedule.board import Board
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.slots import CatchUp, Schedule, Slot, make_rule, read_instant
@@ -42,6 +50,10 @@ from workers.webhooks.happened import told
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
+    from workers.outbox.database import Database
+    from workers.outbox.producer import Outbox
+    from workers.outbox.relay import Relay
+
 P = ParamSpec("P")
 ScheduledFunction = TypeVar(
     "ScheduledFunction",
@@ -53,13 +65,6 @@ _log = logging.getLogger("idem.enqueue")
 
 #: What `DeclaredJob.send` takes beside the function's own arguments.
 _SAID_IN_SEND = frozenset({"key", "delay", "at", "expires", "durable"})
-
-
-def _choice(in_doubt: str | None) -> InDoubt | None:
-    try:
-        return None if in_doubt is None else InDoubt(in_doubt)
-    except ValueError:
-        raise JobError(f"in_doubt is {in_doubt!r}: it must be one of {', '.join(InDoubt)}") from None
 
 
 class DeclaredJob(Generic[P]):
@@ -98,14 +103,20 @@ class DeclaredJob(Generic[P]):
         `BrokerUnavailable` when it is not known whether the job was enqueued: call again with the same key. The others
         are as for `App.enqueue`.
         """
+        timing = self._app.timing(delay, at, expires)
+        message, used = self.message(args, kwargs, key, timing.expires_at)
+        self._app.ask(message, timing, durable=durable)
+        return used
+
+    def message(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], key: str | None, expires_at: float | None
+    ) -> tuple[Message[None], str]:
+        """What `send` enqueues, and its key. Raises `JobError` for arguments that the function does not take."""
         try:
             inspect.signature(self._function).bind(*args, **kwargs)
         except TypeError as error:
             raise JobError(f"job {self.name}: {error}") from error
-        timing = self._app.timing(delay, at, expires)
-        message, used = job_message(self.name, args, kwargs, key, self._in_doubt, expires_at=timing.expires_at)
-        self._app.ask(message, timing, durable=durable)
-        return used
+        return job_message(self.name, args, kwargs, key, self._in_doubt, expires_at=expires_at)
 
 
 def _slot_job(schedule: Schedule, function: Callable[..., Any]) -> Callable[[str], Any]:
@@ -160,7 +171,7 @@ class App:
         `in_doubt` says what is to happen to an email of which it cannot be found out whether it was accepted: `hold` it
         for a person (the default), `resend` it, as it may rather arrive twice than never, or `drop` it.
         """
-        choice = _choice(in_doubt)
+        choice = read_choice(in_doubt)
 
         def declare(function: Callable[P, Email | Sequence[Email] | None]) -> DeclaredJob[P]:
             if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
@@ -198,7 +209,7 @@ class App:
         """
         if callable(cron):
             raise ScheduleError("write @app.schedule('0 7 * * *') with a cron expression, every= or at=")
-        rule, missed, choice = make_rule(cron, every, at, tz), CatchUp.of(catch_up), _choice(in_doubt)
+        rule, missed, choice = make_rule(cron, every, at, tz), CatchUp.of(catch_up), read_choice(in_doubt)
 
         def declare(function: ScheduledFunction) -> ScheduledFunction:
             job_name = str(name or getattr(function, "__name__", ""))
@@ -223,7 +234,7 @@ class App:
         It returns what a job returns. `source` is a sender, or `<sender>_<account>`; the key is `<source>/<event
         id>/<name>`, where the name is by default the function's own. One event may have several jobs.
         """
-        choice = _choice(in_doubt)
+        choice = read_choice(in_doubt)
 
         def declare(function: Hook) -> Hook:
             check_declaration(source, types, function)
@@ -263,7 +274,7 @@ class App:
         """
         self._check(email)
         timing = self.timing(delay, at, expires)
-        message, used = email_message(email, key, _choice(in_doubt), timing.expires_at)
+        message, used = email_message(email, key, read_choice(in_doubt), timing.expires_at)
         self.ask(message, timing, durable=durable)
         return used
 
@@ -272,7 +283,7 @@ class App:
     ) -> tuple[Message[None], str]:
         """What `enqueue` would enqueue, and its key: for those who enqueue many together."""
         self._check(email)
-        return email_message(email, key, _choice(in_doubt))
+        return email_message(email, key, read_choice(in_doubt))
 
     def enqueue_bulk(  # noqa: PLR0913 - as above
         self,
@@ -293,7 +304,7 @@ class App:
         """
         for email in emails:
             self._check(email)
-        stem, choice = check_key(key if key is not None else str(uuid.uuid4())), _choice(in_doubt)
+        stem, choice = check_key(key if key is not None else str(uuid.uuid4())), read_choice(in_doubt)
         timing = self.timing(delay, at, expires)
         keys: list[str] = []
         parts = [replace(part, expires_at=timing.expires_at) for part in cut(stem, emails, choice)]
@@ -401,6 +412,21 @@ class App:
         """How far each schedule is enqueued."""
         return Board(self._store)
 
+    @cached_property
+    def outbox(self) -> Outbox:
+        """Where a database transaction writes down what it wants sent (extra `outbox`). Needs no queue, no ledger."""
+        return wiring.build_outbox(self.settings, self._check, self.timing)
+
+    @cached_property
+    def rows(self) -> Database:
+        """The database of the outbox, as the relay sees it: `IDEM_OUTBOX_URL`."""
+        return wiring.open_rows(self.settings)
+
+    def relay(self) -> Relay:
+        """What a relay process needs."""
+        ask_all = None if self.is_durable(None) else self.broker.enqueue_many
+        return wiring.build_relay(self.settings, self.rows, partial(self.ask, durable=None), ask_all)
+
     def scheduler(self) -> Scheduler:
         """What a scheduler process needs."""
         return Scheduler(
@@ -435,6 +461,6 @@ class App:
         """Let go of what was opened; the embedded server stops when its last user has closed."""
         for name in ("board", "gate", "ledger", "_listener"):
             self.__dict__.pop(name, None)
-        for name in ("broker", "_store"):
+        for name in ("rows", "broker", "_store"):
             if name in self.__dict__:
                 self.__dict__.pop(name).close()
