@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
-from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, insert, select
+from sqlalchemy import Column, Integer, MetaData, Table, create_engine, insert, select
 from sqlalchemy.orm import Session
 
 from idem.email import Email
@@ -157,11 +157,11 @@ def _count(shop: Shop, seconds: float) -> Outcome:
     )
 
 
-def add_seconds(shop: Shop, engine: Engine, count: int, *, with_email: bool, first: int) -> float:
+def add_seconds(shop: Shop, count: int, *, with_email: bool, first: int) -> float:
     """How long so many transactions take, one after the other, with or without an email."""
     begun = time.perf_counter()
     for number in range(first, first + count):
-        with Session(engine) as session, session.begin():
+        with Session(shop.engine) as session, session.begin():
             session.execute(insert(_ORDERS), {"id": number})
             if with_email:
                 shop.outbox.add(session, email_of(number), key=f"order-{number}")
