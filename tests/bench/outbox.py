@@ -39,8 +39,8 @@ def survive(kind: Kind, transactions: int, kills: int) -> bool:
             shop.close()
     _say(
         f"{kind:<11} kept   {transactions:,} transactions, committed {outcome.committed:,}, "
-        f"accepted {outcome.accepted:,}, duplicates {outcome.duplicates}, missing {outcome.missing}, uncommitted {outcome.uncommitted}, "
-        f"kills {outcome.kills}, {outcome.seconds:.0f} s"
+        f"accepted {outcome.accepted:,}, duplicates {outcome.duplicates}, missing {outcome.missing}, "
+        f"uncommitted {outcome.uncommitted}, kills {outcome.kills}, {outcome.seconds:.0f} s"
     )
     return outcome.kept
 
@@ -62,10 +62,8 @@ def measure(kind: Kind) -> None:
             relayed = time.perf_counter() - begun
         finally:
             shop.close()
-    without, with_email = (seconds[each] / _EACH * 1_000 for each in (False, True))
-    _say(
-        f"{kind:<11} add    {with_email:.2f} ms with, {without:.2f} ms without: {with_email / without:.2f} times as much"
-    )
+    without, beside = (seconds[each] / _EACH * 1_000 for each in (False, True))
+    _say(f"{kind:<11} add    {beside:.2f} ms with, {without:.2f} ms without: {beside / without:.2f} times as much")
     _say(f"{kind:<11} relay  {_EACH / relayed:,.0f} rows/s, the process's start included ({relayed:.1f} s)")
 
 

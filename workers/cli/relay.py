@@ -24,7 +24,7 @@ def relay_command(*, until_empty: bool, verbose: bool) -> int:
     try:
         relay = app.relay()
         app.rows.check()
-        app.broker.check()
+        app.broker.backlog()
         with stop_signals() as stop:
             keep_relaying(
                 relay,

@@ -71,8 +71,8 @@ class Database:
     def check(self) -> Sequence[str]:
         """What there is in it, in sentences; `OutboxError` when a table is missing."""
         with self.begin() as connection:
-            there = set(inspect(connection).get_table_names())
-        missing = sorted(self._tables.metadata.tables.keys() - there)
+            there = inspect(connection)
+            missing = [name for name in self._tables.metadata.tables if not there.has_table(name)]
         if missing:
             raise OutboxError(f"the database has no table {missing[0]}: run idem init, or make it in a migration")
         return [_sentence(self.look(), time.time())]

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from dramatiq import Message
@@ -160,6 +162,14 @@ class TestAdding:
             stage.outbox.add(connection, make_email(), key="never")
 
         assert stage.drain(stage.relay()) == ["k1", "k2"]
+
+    def test_an_asynchronous_session_has_it_without_waiting(self, stage: Stage) -> None:
+        """By the session behind it, which SQLAlchemy calls so; its own class asks for greenlet."""
+        with Session(stage.engine) as session, session.begin():
+            behind: Any = SimpleNamespace(sync_session=session)
+            stage.outbox.add(behind, make_email(), key="k1")
+
+        assert stage.drain(stage.relay()) == ["k1"]
 
     def test_the_message_is_what_the_application_would_enqueue(self, stage: Stage) -> None:
         @stage.app.job(in_doubt="drop")
