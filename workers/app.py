@@ -11,7 +11,7 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Self, TypeVar, overload
 
 from dramatiq import Message
@@ -39,6 +39,7 @@ from workers.jobs import (
     intent_of_message,
     job_message,
     part_message,
+    read_choice,
     record_message,
 )
 from workers.schedule.board import Board
@@ -53,6 +54,10 @@ from workers.webhooks.happened import told
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
+    from workers.outbox.database import Database
+    from workers.outbox.producer import Outbox
+    from workers.outbox.relay import Relay
+
 P = ParamSpec("P")
 R = TypeVar("R")
 ScheduledFunction = TypeVar(
@@ -65,13 +70,6 @@ _log = logging.getLogger("idem.enqueue")
 
 #: What `DeclaredJob.send` takes beside the function's own arguments.
 _SAID_IN_SEND = frozenset({"key", "delay", "at", "expires", "durable"})
-
-
-def _choice(in_doubt: str | None) -> InDoubt | None:
-    try:
-        return None if in_doubt is None else InDoubt(in_doubt)
-    except ValueError:
-        raise JobError(f"in_doubt is {in_doubt!r}: it must be one of {', '.join(InDoubt)}") from None
 
 
 def _timeout(seconds: float | None) -> float | None:
@@ -117,15 +115,19 @@ class DeclaredJob(Generic[P]):
         JSON values. Raises `JobError` for arguments that the function does not take, and `BrokerUnavailable` when it is
         not known whether the job was enqueued: call again with the same key. The others are as for `App.enqueue`.
         """
-        try:
-            inspect.signature(self._function).bind(*args, **kwargs)
-        except TypeError as error:
-            raise JobError(f"job {self.name}: {error}") from error
         timing = self._app.timing(delay, at, expires)
+        self._bind(args, kwargs)
         chosen = self._app.key_of_call(self.name, args, kwargs, key)
         message, used = job_message(self.name, args, kwargs, chosen, self._in_doubt, expires_at=timing.expires_at)
         self._app.ask(message, timing, durable=durable)
         return used
+
+    def message(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], key: str | None, expires_at: float | None
+    ) -> tuple[Message[None], str]:
+        """What `send` would enqueue, and its key. Raises `JobError` for arguments that the function does not take."""
+        self._bind(args, kwargs)
+        return job_message(self.name, args, kwargs, key, self._in_doubt, expires_at=expires_at)
 
     asend = Twin(send)
 
@@ -133,6 +135,12 @@ class DeclaredJob(Generic[P]):
     def threads(self) -> Threads:
         """Where what is awaited is done."""
         return self._app.threads
+
+    def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        try:
+            inspect.signature(self._function).bind(*args, **kwargs)
+        except TypeError as error:
+            raise JobError(f"job {self.name}: {error}") from error
 
 
 def _slot_job(schedule: Schedule, function: Callable[..., Any]) -> Callable[[str], Any]:
@@ -209,7 +217,7 @@ class App:
         how many seconds the function may take before another worker may begin to build the same (by default
         `IDEM_BUILD_SECONDS`); it is not stopped then.
         """
-        choice, seconds = _choice(in_doubt), _timeout(timeout)
+        choice, seconds = read_choice(in_doubt), _timeout(timeout)
 
         def declare(function: Callable[P, Email | Sequence[Email] | None]) -> DeclaredJob[P]:
             if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
@@ -251,7 +259,7 @@ class App:
         """
         if callable(cron):
             raise ScheduleError("write @app.schedule('0 7 * * *') with a cron expression, every= or at=")
-        rule, missed, choice = make_rule(cron, every, at, tz), CatchUp.of(catch_up), _choice(in_doubt)
+        rule, missed, choice = make_rule(cron, every, at, tz), CatchUp.of(catch_up), read_choice(in_doubt)
 
         def declare(function: ScheduledFunction) -> ScheduledFunction:
             job_name = str(name or getattr(function, "__name__", ""))
@@ -283,7 +291,7 @@ class App:
         """
         if callable(cron):
             raise ScheduleError("write @app.digest('0 7 * * *') with a cron expression or every=")
-        rule, choice = make_rule(cron, every, None, tz), _choice(in_doubt)
+        rule, choice = make_rule(cron, every, None, tz), read_choice(in_doubt)
 
         def declare(function: DigestFunction) -> Digest:
             chosen = name or str(getattr(function, "__name__", "digest"))
@@ -316,7 +324,7 @@ class App:
         key is `<source>/<event id>/<name>`, where the name is by default the function's own. One event may have several
         jobs.
         """
-        choice = _choice(in_doubt)
+        choice = read_choice(in_doubt)
 
         def declare(function: Hook) -> Hook:
             check_declaration(source, types, function)
@@ -362,7 +370,7 @@ class App:
         self.check(email)
         timing = self.timing(delay, at, expires)
         email, chosen = self._key_of(email, key)
-        message, used = email_message(email, chosen, _choice(in_doubt), timing.expires_at)
+        message, used = email_message(email, chosen, read_choice(in_doubt), timing.expires_at)
         self.ask(message, timing, durable=durable)
         return used
 
@@ -373,7 +381,7 @@ class App:
     ) -> tuple[Message[None], str]:
         """What `enqueue` would enqueue, and its key: for those who enqueue many together."""
         self.check(email)
-        return email_message(email, key, _choice(in_doubt))
+        return email_message(email, key, read_choice(in_doubt))
 
     def enqueue_bulk(  # noqa: PLR0913 - as above
         self,
@@ -395,7 +403,7 @@ class App:
         """
         for email in emails:
             self.check(email)
-        timing, choice = self.timing(delay, at, expires), _choice(in_doubt)
+        timing, choice = self.timing(delay, at, expires), read_choice(in_doubt)
         if isinstance(key, ByContent):
             key = self._named(digest_of_emails(emails), key).key
         stem = check_key(key if key is not None else str(uuid.uuid4()))
@@ -539,6 +547,21 @@ class App:
         """How far each schedule is enqueued."""
         return Board(self._store)
 
+    @cached_property
+    def outbox(self) -> Outbox:
+        """Where a database transaction writes down what it wants sent (extra `outbox`). Needs no queue, no ledger."""
+        return wiring.build_outbox(self.settings, self.check, self.timing)
+
+    @cached_property
+    def rows(self) -> Database:
+        """The database of the outbox, as the relay sees it: `IDEM_OUTBOX_URL`."""
+        return wiring.open_rows(self.settings)
+
+    def relay(self) -> Relay:
+        """What a relay process needs."""
+        ask_all = None if self.is_durable(None) else self.broker.enqueue_many
+        return wiring.build_relay(self.settings, self.rows, partial(self.ask, durable=None), ask_all)
+
     def scheduler(self) -> Scheduler:
         """What enqueues the slots. Raises `ScheduleError` when there is no schedule."""
         if not self.schedules:
@@ -575,6 +598,6 @@ class App:
         """Let go of what was opened; the embedded server stops when its last user has closed."""
         for name in ("board", "gate", "ledger", "_listener"):
             self.__dict__.pop(name, None)
-        for name in ("threads", "broker", "_store"):
+        for name in ("threads", "rows", "broker", "_store"):
             if name in self.__dict__:
                 self.__dict__.pop(name).close()

@@ -116,6 +116,14 @@ def email_message(
     return _named(explicit, {"email": email.as_dict()} | _choice(in_doubt, expires_at))
 
 
+def read_choice(in_doubt: str | None) -> InDoubt | None:
+    """What a caller says is to become of an email in doubt. Raises `JobError`."""
+    try:
+        return None if in_doubt is None else InDoubt(in_doubt)
+    except ValueError:
+        raise JobError(f"in_doubt is {in_doubt!r}: it must be one of {', '.join(InDoubt)}") from None
+
+
 def resume_message(key: str) -> Message[None]:
     """A message that names a key whose email the ledger holds."""
     return _message({"key": key, "resume": True})

@@ -24,6 +24,7 @@ _PREFIX = "IDEM_"
 _PROVIDER_SETTING = re.compile(r"IDEM_(?P<provider>[A-Z0-9_]+?)_(?P<part>TOKEN|BASE_URL)")
 _WEBHOOK_SETTING = re.compile(r"IDEM_(?P<source>(?P<sender>[A-Z0-9]+)(_[A-Z0-9_]{1,40})?)_WEBHOOK_SECRET")
 _URL_PASSWORD = re.compile(r"(?<=://).*@", re.DOTALL)
+_TABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 _ENV_LINE = re.compile(r"(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?P<value>.*)")
 
 #: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SetQueueAttributes.html
@@ -155,6 +156,21 @@ class Settings:
         "RATE_BURST",
         "emails that may go at once under the rate, at least 2; by default those of a quarter second",
     )
+    outbox_url: str | None = _setting(
+        None,
+        "OUTBOX_URL",
+        "the database that `idem relay` reads, as SQLAlchemy takes it: `postgresql+psycopg://user@host/name`, "
+        "`mysql+pymysql://...`, `sqlite:///PATH`",
+    )
+    outbox_table: str = _setting(
+        "idem_outbox", "OUTBOX_TABLE", "the table of the outbox; the names of two more begin with it"
+    )
+    outbox_lease_seconds: float = _setting(
+        10.0, "OUTBOX_LEASE_SECONDS", "how long the relay at work may be silent before another one takes its place"
+    )
+    outbox_poll_seconds: float = _setting(
+        0.2, "OUTBOX_POLL_SECONDS", "how often an idle relay looks; at most a quarter of its lease"
+    )
     shutdown_seconds: float = _setting(
         30.0, "SHUTDOWN_SECONDS", "how long a stopping worker may finish what it began; longer than the HTTP timeout"
     )
@@ -169,6 +185,11 @@ class Settings:
         self.durations().check()
         if self.rate_burst is not None and self.rate_burst < 2:  # noqa: PLR2004 - see idem.pace.Rate
             raise SettingsError(f"IDEM_RATE_BURST is {self.rate_burst:g}: it must be at least 2")
+        if self.outbox_poll_seconds * 4 > self.outbox_lease_seconds:
+            raise SettingsError(
+                f"IDEM_OUTBOX_POLL_SECONDS is {self.outbox_poll_seconds:g}: it must be at most a quarter of "
+                f"IDEM_OUTBOX_LEASE_SECONDS, which is {self.outbox_lease_seconds:g}"
+            )
 
     def __repr__(self) -> str:
         shown = (f"{item.name}={getattr(self, item.name)!r}" for item in fields(self))
@@ -321,6 +342,12 @@ def _parse_in_doubt(name: str, value: str) -> str:
     return value
 
 
+def _parse_table(name: str, value: str) -> str:
+    if _TABLE.fullmatch(value) is None:
+        raise SettingsError(f"{name} is no plain name of a table: letters, digits and _, at most 40 of them")
+    return value
+
+
 def _parse_number(name: str, value: str) -> float:
     try:
         number = float(value)
@@ -343,6 +370,7 @@ _PARSERS: Mapping[str, Callable[[str, str], str | float]] = {
     "fallback_provider": _parse_provider,
     "in_doubt": _parse_in_doubt,
     "aws_endpoint_url": _parse_url,
+    "outbox_table": _parse_table,
     "rate_per_second": _parse_number,
     "rate_burst": _parse_number,
     "webhook_bytes": _parse_number,

@@ -44,6 +44,13 @@ class Timing:
             )
         return cls(ready_at, math.ceil((ready_at - now) * 1000), expires_at)
 
+    @classmethod
+    def until(cls, ready_at: float | None, now: float) -> Timing:
+        """What was checked before: not before `ready_at`, if that is still to come."""
+        if ready_at is None or ready_at <= now:
+            return cls()
+        return cls(ready_at, math.ceil((ready_at - now) * 1000))
+
 
 def _ready_at(now: float, delay: float | None, at: datetime | None) -> float | None:
     if delay is not None and at is not None:

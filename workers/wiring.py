@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from idem.clock import Clock, SystemClock
 from idem.email import Email
-from idem.errors import MissingExtra, SettingsError
+from idem.errors import BrokerError, MissingExtra, SettingsError
 from idem.gate import Gate
 from idem.ledger import Ledger
 from idem.pace import Rate
@@ -22,6 +23,7 @@ from idem.stores.base import Cells, PassingCells, Store
 from idem.stores.sqlite import SqliteStore
 from workers.building import Builds
 from workers.settings import Settings
+from workers.timing import Timing
 from workers.webhooks.declared import Declared
 from workers.webhooks.sources import Source, open_sources
 
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
     from workers.brokers.redis import RedisBroker
     from workers.brokers.sqs import SqsBroker
+    from workers.outbox.database import Database
+    from workers.outbox.producer import Outbox
+    from workers.outbox.relay import Relay
 
     #: What dramatiq's worker takes, and the rest of the package.
     AnyBroker = RedisBroker | SqsBroker
@@ -298,3 +303,35 @@ def _sqs_broker(settings: Settings, place: str) -> SqsBroker:
         visibility_seconds=settings.visibility_seconds,
         bucket=None if bucket is None else Bucket(Client("s3", names.region, endpoint), bucket),
     )
+
+
+def build_outbox(
+    settings: Settings,
+    check: Callable[[Email], None],
+    timing: Callable[[float | None, datetime | None, float | datetime | None], Timing],
+) -> Outbox:
+    """The producer's side of the outbox: its rows go into whatever transaction it is given."""
+    from workers.outbox import Outbox  # noqa: PLC0415 - an extra; it says itself which
+
+    return Outbox(settings.outbox_table, check=check, timing=timing)
+
+
+def open_rows(settings: Settings) -> Database:
+    """The database that `IDEM_OUTBOX_URL` names; nothing is opened before it is used."""
+    from workers.outbox import Database  # noqa: PLC0415 - an extra; it says itself which
+
+    if settings.outbox_url is None:
+        raise SettingsError("IDEM_OUTBOX_URL is not set: write the URL of your database, as SQLAlchemy takes it")
+    return Database(settings.outbox_url, settings.outbox_table)
+
+
+def build_relay(
+    settings: Settings,
+    rows: Database,
+    ask: Callable[[Message[None], Timing], None],
+    ask_all: Callable[[Sequence[Message[None]]], Sequence[BrokerError | None]] | None,
+) -> Relay:
+    """What a relay process needs."""
+    from workers.outbox import Relay, Turn  # noqa: PLC0415 - an extra; it says itself which
+
+    return Relay(rows, Turn(rows, lease_seconds=settings.outbox_lease_seconds), ask, ask_all)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from idem.errors import BrokerError, IdemError, LedgerError
+from idem.errors import BrokerError, IdemError, LedgerError, OutboxError
 from idem.privacy import redact
 from workers.telemetry import describe_error
 
@@ -26,8 +26,10 @@ _COMMANDS = {
     "enqueue": ("enqueue", "Enqueue the emails of JSONL, CSV and .eml files."),
     "explain": ("records", "Show what is known about one key."),
     "init": ("init", "Prepare this directory: settings, ledger and queue."),
+    "outbox": ("outbox", "Look at what the relay set aside; put it back or drop it."),
     "preview": ("preview", "Show what a job would send, in the terminal or the browser."),
     "reconcile": ("resolve", "Find out about emails in doubt, once."),
+    "relay": ("relay", "Take committed rows from the outbox to the queue."),
     "reopen": ("resolve", "Send a rejected email again, once its cause is mended."),
     "resolve": ("resolve", "Say what became of an email in doubt."),
     "list": ("records", "List the records in one state."),
@@ -90,7 +92,7 @@ def _explain(error: Exception) -> int:
             # Whoever read our output has gone, as `head` does; Python must not complain when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        case BrokerError() | LedgerError():
+        case BrokerError() | LedgerError() | OutboxError():
             return _fail(str(error), 1)
         case IdemError():
             return _fail(str(error), 2)

@@ -35,9 +35,9 @@ def dead_command() -> None:
 def list_command(limit: int, reason: str | None, *, as_json: bool) -> None:
     """List them, the one longest buried first: id, when, key, job, tries, reason."""
     with _broker() as broker:
-        letters = [_describe(letter) for letter in islice(_having(broker, reason), limit)]
+        letters = [describe_letter(letter) for letter in islice(_having(broker, reason), limit)]
     if as_json:
-        _print_json(letters)
+        print_json(letters)
         return
     for letter in letters:
         shown = {**letter, "id": letter["id"][:_SHOWN_CHARACTERS]}
@@ -56,9 +56,9 @@ def show_command(letter_id: str, *, payload: bool, as_json: bool) -> int:
     if letter is None:
         click.echo("null" if as_json else _none(letter_id), err=not as_json)
         return 1
-    described = _describe(letter) | {"bytes": len(letter.payload)}
+    described = describe_letter(letter) | {"bytes": len(letter.payload)}
     if as_json:
-        _print_json(described | ({"payload": _as_json(letter.payload)} if payload else {}))
+        print_json(described | ({"payload": _as_json(letter.payload)} if payload else {}))
         return 0
     for name, value in described.items():
         click.echo(f"{name.replace('_', ' '):<14} {'-' if value is None else value}")
@@ -129,7 +129,7 @@ def _find(broker: JobBroker, letter_id: str) -> DeadLetter | None:
     return next(iter(whole or found), None)
 
 
-def _describe(letter: DeadLetter) -> dict[str, Any]:
+def describe_letter(letter: DeadLetter) -> dict[str, Any]:
     """All that may be shown to anybody who may see keys; foreign text as one line."""
     at = letter.buried_at
     return {
@@ -143,7 +143,7 @@ def _describe(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _title(letter: DeadLetter) -> str:
-    described = _describe(letter)
+    described = describe_letter(letter)
     known = (f"{name} {described[name]}" for name in ("key", "job", "reason") if described[name] is not None)
     return f"{described['id']} ({', '.join(known)})"
 
@@ -165,5 +165,6 @@ def _as_json(payload: bytes) -> Any:
         return {"base64": base64.b64encode(payload).decode()}
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """Print it for programs, and so that people can read it."""
     click.echo(msgspec.json.format(msgspec.json.encode(value)).decode())

@@ -25,6 +25,7 @@ def doctor_command() -> int:
         "broker": lambda: app.broker.check(),  # noqa: PLW0108
         "provider": lambda: [*_provider(app.settings), *_pace(app)],
         "webhooks": lambda: _webhooks(app.settings),
+        "outbox": lambda: _outbox(app),
     }
     try:
         # All of them, so that everything can be mended at once.
@@ -65,6 +66,11 @@ def _provider(settings: Settings) -> Sequence[str]:
 def _webhooks(settings: Settings) -> Sequence[str]:
     """Who may post, with how many secrets each; nothing where nobody may."""
     return [f"/{name}: {source.scheme.title}, {_secrets(len(source.keys))}" for name, source in _sources(settings)]
+
+
+def _outbox(app: App) -> Sequence[str]:
+    """What there is in it; nothing where there is none."""
+    return app.rows.check() if app.settings.outbox_url is not None else ()
 
 
 def _sources(settings: Settings) -> Sequence[tuple[str, Source]]:

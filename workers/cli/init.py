@@ -20,6 +20,7 @@ _EXAMPLES = {
     "IDEM_RATE_BURST": 2.0,
     "IDEM_RATE_PER_SECOND": 10.0,
     "IDEM_FALLBACK_PROVIDER": "lettermint",
+    "IDEM_OUTBOX_URL": "postgresql+psycopg://user@host/name",
 }
 
 
@@ -40,6 +41,8 @@ def init_command() -> None:
         known = app.ledger.create()
         app.ledger.check()
         queue = app.broker.create()
+        if app.settings.outbox_url is not None:
+            app.rows.create()
     finally:
         app.close()
     click.echo(f"the ledger is ready: {app.settings.shown_ledger_url}")
@@ -47,6 +50,8 @@ def init_command() -> None:
         click.echo(f"  {sentence}")
     for sentence in queue:
         click.echo(f"the queue is ready: {sentence}")
+    if app.settings.outbox_url is not None:
+        click.echo(f"the outbox is ready: the tables {app.settings.outbox_table}, ..._aside and ..._turn")
     provider = app.settings.provider
     token = f"put the provider's token into IDEM_{provider.upper()}_TOKEN, then " * contract_of(provider).needs_token
     click.echo(f"next: {token}run idem worker")

@@ -47,17 +47,26 @@ def status_command(*, as_json: bool) -> None:
         counted = app.ledger.count()
         ledger: dict[str, int | None] = {state.value: counted.get(state) for state in State}
         provider = describe_pace(app.settings.provider, app.gate.look())
+        outbox = _count_outbox(app)
     finally:
         app.close()
     if as_json:
-        _print_json({"queue": queue, "ledger": ledger, "provider": provider})
+        _print_json({"queue": queue, "ledger": ledger, **outbox, "provider": provider})
         return
-    for title, counts in (("queue", queue), ("ledger", ledger)):
+    for title, counts in (("queue", queue), ("ledger", ledger), *outbox.items()):
         click.echo(title)
         for name, count in counts.items():
             shown = "not counted" if count is None else f"{count:,}"
             click.echo(f"  {name.replace('_', ' '):<10} {shown:>11}")
     click.echo(f"provider\n  {pace_sentence(provider)}")
+
+
+def _count_outbox(app: App) -> dict[str, dict[str, int]]:
+    """Where there is an outbox: how many rows wait for the relay, and how many it has set aside."""
+    if app.settings.outbox_url is None:
+        return {}
+    found = app.rows.look()
+    return {"outbox": {"waiting": found.waiting, "aside": found.aside}}
 
 
 @click.command("explain")
