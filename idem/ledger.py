@@ -152,6 +152,15 @@ class Ledger:
         written = self._insist(claim.lease, lambda: self._change(claim, change, self._write))
         return written if isinstance(written, Lost) else Claim(written, lease)
 
+    def fix(self, claim: Claim, body: bytes, cut: int) -> Claim | Lost:
+        """Fix a durable list, and how it is cut, before its emails are asked for: see `protocol.fix`."""
+
+        def change(record: Record) -> Record:
+            return protocol.fix(record, body, cut, now=self._clock.now())
+
+        written = self._insist(claim.lease, lambda: self._change(claim, change, self._write))
+        return written if isinstance(written, Lost) else replace(claim, record=written)
+
     def split(self, claim: Claim, body: bytes, fingerprint: str, cut: int | None = None) -> Record | Lost:
         """Fix a list of emails, and how it is cut; they are sent under keys of their own."""
 

@@ -165,12 +165,12 @@ _SETTLE = ledger.Ledger.settle
 _CALL = send.Sender._call
 _DISPOSE = actors.Performer._dispose
 _PERFORMER = actors.Performer.perform
-_PERFORM = world._Worker._perform
-_HOLD = world._Worker.hold
+_PERFORM = world.Worker._perform
+_HOLD = world.Worker.hold
 _READ_MESSAGE = read_message
 _FREEZE = protocol.freeze
 _READ = world._Store.read
-_SEND = world._Line._send
+_SEND = world._Line.send
 _ROW = Contract.row
 _RECEIPTS = count()
 _STALE_SECONDS = 200.0
@@ -197,7 +197,7 @@ MUTANTS: Mapping[str, Callable[[], Sequence[Patch]]] = {
     ],
     "the record is deleted on an error": lambda: [_swap(ledger.Ledger, "settle", _settle_by_deleting)],
     "the broker's own id is the key": lambda: [_swap(actors, "read_message", _by_broker_id)],
-    "acknowledged before the record": lambda: [_swap(world._Worker, "_perform", _acknowledge_first)],
+    "acknowledged before the record": lambda: [_swap(world.Worker, "_perform", _acknowledge_first)],
     "acknowledged while it waits": lambda: [_swap(actors.Performer, "_dispose", _acknowledge_what_waits)],
     "acknowledged when the ledger fails": lambda: [
         _swap(actors.Performer, "perform", _acknowledge_errors),
@@ -213,13 +213,13 @@ MUTANTS: Mapping[str, Callable[[], Sequence[Patch]]] = {
     "every provider is taken to have keys": lambda: [_swap(policy.Policy, "window_open", _always)],
     "a clock that stops in a pause": lambda: [
         _swap(idem_clock.Deadline, "left", _left_by_a_clock_that_stops),
-        _swap(world._Worker, "hold", _hold_and_stop),
+        _swap(world.Worker, "hold", _hold_and_stop),
     ],
     "the lease is looked at too early": lambda: [_swap(send.Sender, "_call", _call_with_a_late_deadline)],
     "every 409 means sent": lambda: [_swap(Contract, "row", _conflict_is_sent)],
-    "the HTTP client tries again": lambda: [_swap(world._Line, "_send", _send_twice)],
+    "the HTTP client tries again": lambda: [_swap(world._Line, "send", _send_twice)],
     "a stale read": lambda: [_swap(world._Store, "read", _read_stale)],
-    "an error of the retry is swallowed": lambda: [_swap(world._Worker, "_perform", _lose_a_retry)],
+    "an error of the retry is swallowed": lambda: [_swap(world.Worker, "_perform", _lose_a_retry)],
     "one look that shows nothing is believed": lambda: [_swap(reconcile, "_ENOUGH", 1)],
     "a look-up does not wait": lambda: [
         _swap(reconcile, "is_look_due", _always),
