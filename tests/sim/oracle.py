@@ -70,7 +70,8 @@ def _of_email(world: World, job: Job, key: str, record: Record | None, accepted:
         yield f"D0 {key}: accepted {accepted} times"
     if record.state is State.SENT and not accepted:
         yield f"L0 {key}: sent, and never accepted"
-    if record.state in {State.REJECTED, State.DROPPED} and accepted and job.choice is not InDoubt.DROP:
+    given_up = record.state is State.DROPPED and (job.choice is InDoubt.DROP or twice_is_wanted)
+    if record.state in {State.REJECTED, State.DROPPED} and accepted and not given_up:
         yield f"L0 {key}: {record.state}, and accepted"
     if record.state is State.REJECTED and not (job.invalid or _may_give_up(world, record)):
         yield f"L0 {key}: rejected, as {record.reason}"

@@ -109,6 +109,30 @@ def small(offer: Offer) -> Iterator[Scenario]:
         yield Scenario(offer=offer, jobs=jobs, points=True)
 
 
+_LIST = Job("job-1", copies=(0.0, 0.01), emails=3)
+_BULK = Job("job-1", copies=(0.0, 0.01), bulk=3)
+
+
+def wide(offer: Offer) -> Iterator[Scenario]:
+    """What is more than one email, or comes from somebody else than a producer who waits."""
+    for job in (
+        _LIST,
+        replace(_LIST, durable=True),
+        _BULK,
+        replace(_BULK, durable=True),
+        replace(_PLAIN[0], durable=True),
+    ):
+        yield Scenario(offer=offer, jobs=(job,))
+    yield Scenario(offer=offer, jobs=(Job("slots-1", copies=(), slots=2),))
+    if offer.keyed:
+        for keys in BatchKeys:
+            yield Scenario(offer=offer, jobs=(_BULK,), batch=keys)
+            yield Scenario(offer=offer, jobs=(replace(_LIST, durable=True),), batch=keys)
+    else:
+        yield Scenario(offer=offer, jobs=_PLAIN, events=True)
+        yield Scenario(offer=offer, jobs=(replace(_PLAIN[0], choice=InDoubt.RESEND),))
+
+
 def singles(scenario: Scenario, plan: Plan | None = None) -> Iterator[Plan]:
     """Every fault at every step that is met, one at a time, on top of those of a plan and after them."""
     before = dict(plan or {})

@@ -10,7 +10,7 @@ import pytest
 
 from tests.sim.faults import Faults, Plan
 from tests.sim.provider import Offer
-from tests.sim.scenarios import interleavings, of_seed, run, shrink, singles, small
+from tests.sim.scenarios import interleavings, of_seed, run, shrink, singles, small, wide
 from tests.sim.world import Job, Scenario
 
 SEEDS, JOBS = 150, 15
@@ -40,6 +40,13 @@ def test_every_single_fault(offer: Offer) -> None:
     """At every step, crash points included, of an email that is ready and of one that a job builds."""
     done = check((scenario, plan) for scenario in small(offer) for plan in singles(scenario))
     assert done > 200
+
+
+@pytest.mark.parametrize("offer", [Offer.KEYED, Offer.NEITHER])
+def test_every_single_fault_of_lists_slots_and_events(offer: Offer) -> None:
+    """Lists, bulks, batches, durable jobs, slots and provider events; of the other classes, by `--exhaustive`."""
+    done = check((scenario, plan) for scenario in wide(offer) for plan in singles(scenario))
+    assert done > 2_000
 
 
 @pytest.mark.parametrize("offer", Offer)
