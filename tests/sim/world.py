@@ -697,7 +697,7 @@ class World:
         #: Kept, so that no two have one identity.
         self._payloads: list[Mapping[str, Any]] = []
         self.functions: dict[str, JobFunction] = {"build": self._build}
-        self._workers = [Worker(self, number, skew) for number, skew in enumerate(scenario.skews, 1)]
+        self.workers = [Worker(self, number, skew) for number, skew in enumerate(scenario.skews, 1)]
 
     def run(self) -> None:
         """Until everything has come to rest; what was late to the last arrives then. Raises `Violation`."""
@@ -825,7 +825,7 @@ class World:
             self.scheduler.at(self.scheduler.now, self._assign)
 
     def _assign(self) -> None:
-        free = [worker for worker in self._workers if not worker.busy]
+        free = [worker for worker in self.workers if not worker.busy]
         letter = self.queue.take() if free else None
         if letter is not None:
             worker = free[0] if len(free) == 1 else free[int(self._chance.random() * len(free))]
@@ -836,14 +836,14 @@ class World:
     def _reconcile(self) -> None:
         if self._is_through():
             return
-        free = [worker for worker in self._workers if not worker.busy]
+        free = [worker for worker in self.workers if not worker.busy]
         self.later(self._pause, self._reconcile)
         if free:
             free[int(self._chance.random() * len(free))].reconcile()
 
     def _is_through(self) -> bool:
         """Whether nothing can change any more: all ended, or the reconcilers have long found nothing to do."""
-        if self.queue.letters or any(worker.busy for worker in self._workers):
+        if self.queue.letters or any(worker.busy for worker in self.workers):
             self._quiet = 0.0
             return False
         if all(self._rests(record) for record in self.table.records()):
