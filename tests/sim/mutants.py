@@ -258,7 +258,6 @@ MUTANTS: Mapping[str, Callable[[], Sequence[Patch]]] = {
     "a slot has another key each time": lambda: [_swap(Schedule, "key", _key_by_run)],
     "nobody sweeps": lambda: [_swap(memory.MemoryStore, "asked", _none)],
     "nobody hears": lambda: [_swap(reconcile.Reconciler, "hear", _never)],
-    "refused at last is rejected": lambda: [_row(SETTLE, (Verdict.REJECTED, Doubt.WAIVED), State.REJECTED)],
     "what a job built is not kept": lambda: [_swap(protocol, "freeze", _unfrozen)],
 }
 
