@@ -117,17 +117,17 @@ def wide(offer: Offer) -> Iterator[Scenario]:
     """What is more than one email, or comes from somebody else than a producer who waits."""
     for job in (
         _LIST,
-        replace(_LIST, durable=True),
+        replace(_LIST, copies=(0.0,), durable=True),
         _BULK,
-        replace(_BULK, durable=True),
-        replace(_PLAIN[0], durable=True),
+        replace(_BULK, copies=(0.0,), durable=True),
+        replace(_PLAIN[0], copies=(0.0,), durable=True),
     ):
         yield Scenario(offer=offer, jobs=(job,))
     yield Scenario(offer=offer, jobs=(Job("slots-1", copies=(), slots=2),))
     if offer.keyed:
         for keys in BatchKeys:
             yield Scenario(offer=offer, jobs=(_BULK,), batch=keys)
-            yield Scenario(offer=offer, jobs=(replace(_LIST, durable=True),), batch=keys)
+            yield Scenario(offer=offer, jobs=(replace(_LIST, copies=(0.0,), durable=True),), batch=keys)
     else:
         yield Scenario(offer=offer, jobs=_PLAIN, events=True)
         yield Scenario(offer=offer, jobs=(replace(_PLAIN[0], choice=InDoubt.RESEND),))

@@ -50,7 +50,7 @@ def test_every_single_fault(offer: Offer) -> None:
 def test_every_single_fault_of_lists_slots_and_events(offer: Offer) -> None:
     """Lists, bulks, batches, durable jobs, slots and provider events; of the other classes, by `--exhaustive`."""
     done = check((scenario, plan) for scenario in wide(offer) for plan in singles(scenario))
-    assert done > 2_000
+    assert done > 1_000
 
 
 @pytest.mark.parametrize("offer", Offer)
