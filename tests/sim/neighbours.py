@@ -89,6 +89,7 @@ class _Timekeeper(Worker):
         self._schedule = schedule
         self._last = slots[-1]
         super().__init__(world, 10 + number, skew)
+        world.keeping += 1
         world.later(float(number), self._round)
 
     def start(self) -> None:
@@ -119,7 +120,9 @@ class _Timekeeper(Worker):
             pass
         except Crash:
             self.start()
-        if not self._is_through():
+        if self._is_through():
+            self.world.keeping -= 1
+        else:
             self.world.later(_LOOK_SECONDS, self._round)
 
     def _is_through(self) -> bool:

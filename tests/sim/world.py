@@ -682,6 +682,8 @@ class World:
         self.queue = Queue(self)
         self.calls: dict[str, Call] = {}
         self.known: set[str] = set()
+        #: Schedulers that have slots to enqueue yet.
+        self.keeping = 0
         self.missed: set[str] = set()
         self.durable = {job.name for job in scenario.jobs if job.durable}
         self.trace: list[str] = []
@@ -843,7 +845,7 @@ class World:
 
     def _is_through(self) -> bool:
         """Whether nothing can change any more: all ended, or the reconcilers have long found nothing to do."""
-        if self.queue.letters or any(worker.busy for worker in self.workers):
+        if self.keeping or self.queue.letters or any(worker.busy for worker in self.workers):
             self._quiet = 0.0
             return False
         if all(self._rests(record) for record in self.table.records()):
