@@ -169,11 +169,11 @@ class Ledger:
         written = self._insist(claim.lease, lambda: self._change(claim, change, self._write))
         return written if isinstance(written, Lost) or written.ended else Claim(written, lease)
 
-    def freeze_list(self, claim: Claim, body: bytes, cut: int | None = None) -> Claim | Lost:
+    def freeze_list(self, claim: Claim, body: bytes, cut: int) -> Claim | Lost:
         """Fix a durable job's list, and how it is cut, before its emails are asked for."""
 
         def change(record: Record) -> Record:
-            return protocol.freeze_list(record, body, now=self._clock.now(), cut=cut)
+            return protocol.freeze_list(record, body, cut, now=self._clock.now())
 
         written = self._insist(claim.lease, lambda: self._change(claim, change, self._write))
         return written if isinstance(written, Lost) else replace(claim, record=written)

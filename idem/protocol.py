@@ -144,10 +144,11 @@ class Record:
     An email that arrived ready has a `body` only once it was in doubt: it can then be sent again without its message.
     `unsure_since` is the start of the first attempt that may have been accepted: the provider's window counts from it.
     `opened_at` is set when the key was opened again: how long to try counts from it. `cut` is how many emails of a
-    SPLIT list go together; None means that each goes by itself. `batched`: its attempts go out in requests for several
-    emails, of which a provider may keep the keys apart from those of other requests. `durable`: its producer wrote it
-    down first, so that it is enqueued again should its message be lost; `call` are then the arguments of its job as
-    JSON, until the email is frozen. No attempt that is the first as far as acceptance goes begins after `expires_at`.
+    SPLIT list go together; None means that each goes by itself, or that the list is not fixed yet. `batched`: its
+    attempts go out in requests for several emails, of which a provider may keep the keys apart from those of other
+    requests. `durable`: its producer wrote it down first, so that it is enqueued again should its message be lost;
+    `call` are then the arguments of its job as JSON, until the email is frozen. No attempt that is the first as far as
+    acceptance goes begins after `expires_at`.
     """
 
     key: str
@@ -313,12 +314,14 @@ class Doubt(Enum):
     """One may have been, and the provider would still recognise the key."""
     CLOSED = auto()
     """One may have been, and a repetition could be a second email."""
+    WAIVED = auto()
+    """One may have been, and its job, or a person, wanted it sent again all the same."""
     PROVED = auto()
     """One was: a lost claim has brought its acceptance while this one ran (rule 6)."""
 
 
-#: Rule 5, line by line: an outcome speaks for its own attempt. `UNKNOWN` has no row for `Doubt.NONE`, because the
-#: attempt itself is in doubt from then on.
+#: Rule 5, line by line: an outcome speaks for its own attempt. `UNKNOWN` has no row for `Doubt.NONE` and `WAIVED`,
+#: because the attempt itself is in doubt from then on.
 SETTLE: Final[Mapping[tuple[Verdict, Doubt], State]] = {
     (Verdict.ACCEPTED, Doubt.NONE): State.SENT,
     (Verdict.ACCEPTED, Doubt.OPEN): State.SENT,
@@ -343,6 +346,14 @@ SETTLE: Final[Mapping[tuple[Verdict, Doubt], State]] = {
     (Verdict.NOT_SENT_GIVING_UP, Doubt.NONE): State.REJECTED,
     (Verdict.NOT_SENT_GIVING_UP, Doubt.OPEN): State.UNSURE,
     (Verdict.NOT_SENT_GIVING_UP, Doubt.CLOSED): State.IN_DOUBT,
+    # What is refused now may have been accepted before: it is given up, and not known to be rejected.
+    (Verdict.ACCEPTED, Doubt.WAIVED): State.SENT,
+    (Verdict.CONFLICT, Doubt.WAIVED): State.DROPPED,
+    (Verdict.REJECTED, Doubt.WAIVED): State.DROPPED,
+    (Verdict.REJECTED_FOR_KEY, Doubt.WAIVED): State.DROPPED,
+    (Verdict.NOT_SENT, Doubt.WAIVED): State.RETRY,
+    (Verdict.NOT_SENT_FOR_KEY, Doubt.WAIVED): State.RETRY,
+    (Verdict.NOT_SENT_GIVING_UP, Doubt.WAIVED): State.DROPPED,
     (Verdict.UNKNOWN, Doubt.OPEN): State.UNSURE,
     (Verdict.UNKNOWN, Doubt.CLOSED): State.IN_DOUBT,
     **{(verdict, Doubt.PROVED): State.SENT for verdict in Verdict},
@@ -383,6 +394,8 @@ class Resolution(StrEnum):
     REOPEN = "reopen"
     """The cause of a rejection is mended: send it under the next generation of the provider's key (rule 9)."""
 
+
+_RESOLUTIONS: Final = frozenset(resolution.value for resolution in Resolution)
 
 #: Where a resolution is allowed, and what it makes of the record. UNSURE_CLOSED is IN_DOUBT that nobody has written.
 RESOLVE: Final[Mapping[tuple[Standing, Resolution], State]] = {
@@ -618,7 +631,8 @@ def _take(  # noqa: PLR0913 - as below
         provider=record.provider if move is Move.REPLAY else _route(record, rules),
     )
     # A list that may have been accepted as one request is repeated as one, whatever the provider takes today.
-    if record.fingerprint is None or (split and move is not Move.REPLAY):
+    # One whose emails may have been asked for already, each by itself, is never sent as one.
+    if record.fingerprint is None or record.cut is not None or (split and move is not Move.REPLAY):
         return replace(taken, state=State.RENDERING)
     unsure_since = _unsure_since(record) if move is Move.REPLAY else None
     return _begin_attempt(replace(taken, unsure_since=unsure_since), now)
@@ -705,10 +719,10 @@ def freeze(record: Record, body: bytes, fingerprint: str, *, now: float, policy:
     return _begin_attempt(frozen, now)
 
 
-def freeze_list(record: Record, body: bytes, *, now: float, cut: int | None = None) -> Record:
-    """RENDERING -> RENDERING: a list is fixed before its emails are asked for; whoever takes over asks for the same.
+def freeze_list(record: Record, body: bytes, cut: int, *, now: float) -> Record:
+    """RENDERING -> RENDERING: a durable list is fixed, and how it is cut, before any of its emails is asked for.
 
-    Without a fingerprint, so that the record stays one of which nothing is sent under its own key.
+    Whoever takes over after a crash goes by it: what its job would build now may be another list.
     """
     return replace(record, version=record.version + 1, body=body, call=None, cut=cut, updated_at=now)
 
@@ -761,7 +775,7 @@ def settle(  # noqa: PLR0913 - a transition's arguments are all that it depends 
         raise ValueError(f"{type(outcome).__name__} is not an outcome of rendering")
     verdict = _verdict(record, outcome, now, policy)
     unsure_since = _unsure_since(record) if verdict is Verdict.UNKNOWN else record.unsure_since
-    doubt = Doubt.PROVED if _proof(record) is not None else _doubt_of(unsure_since, now, policy)
+    doubt = _doubt_of(record, unsure_since, now, policy)
     state = SETTLE[verdict, doubt]
     settled = replace(
         record,
@@ -818,10 +832,18 @@ def _not_sent(record: Record, now: float, policy: Policy, *, replayed: bool) -> 
     return Verdict.NOT_SENT_FOR_KEY if replayed else Verdict.NOT_SENT
 
 
-def _doubt_of(unsure_since: float | None, now: float, policy: Policy) -> Doubt:
+def _doubt_of(record: Record, unsure_since: float | None, now: float, policy: Policy) -> Doubt:
+    if _proof(record) is not None:
+        return Doubt.PROVED
     if unsure_since is None:
-        return Doubt.NONE
+        return Doubt.WAIVED if _is_waived(record) else Doubt.NONE
     return Doubt.OPEN if policy.window_open(unsure_since, now) else Doubt.CLOSED
+
+
+def _is_waived(record: Record) -> bool:
+    """Whether the last word on earlier attempts was that it may rather arrive twice than never."""
+    kinds = (item.kind for item in reversed(record.evidence) if item.kind in _RESOLUTIONS)
+    return next(kinds, None) == Resolution.RESEND
 
 
 def _close_attempt(record: Record, outcome: Outcome, now: float) -> tuple[Attempt, ...]:

@@ -243,21 +243,24 @@ class Sender:
         return self._split(claim, emails)
 
     def _split(self, claim: Claim, emails: Sequence[Email]) -> Record | Lost:
-        body, cut = bulk.encode(emails), bulk.cut_for(self._provider, emails)
-        if claim.record.durable:
-            if claim.record.fingerprint is None:
-                frozen = self._frozen_list(claim, body, cut)
-                if isinstance(frozen, Lost):
-                    return frozen
-                claim, cut = frozen, frozen.record.cut
-            # Before the list is done with: from then on nobody looks after it, but after what it was cut into.
-            for part in bulk.parts_of(replace(claim.record, body=body, cut=cut)):
-                self._ledger.ask(intent_of(part))
-        return self._ledger.split(claim, body, fingerprint(body), cut)
+        if claim.record.durable and emails:
+            return self._split_durable(claim, emails)
+        body = bulk.encode(emails)
+        return self._ledger.split(claim, body, fingerprint(body), bulk.cut_for(self._provider, emails))
 
-    def _frozen_list(self, claim: Claim, body: bytes, cut: int | None) -> Claim | Lost:
-        """What a job built, fixed before any of it is asked for: its function may build something else next time."""
-        return claim if claim.record.body is not None else self._ledger.freeze_list(claim, body, cut)
+    def _split_durable(self, claim: Claim, emails: Sequence[Email]) -> Record | Lost:
+        """Its emails are asked for before it is done with: from then on nobody looks after it, but after them."""
+        body, cut = bulk.encode(emails), claim.record.cut
+        if cut is None:
+            # Or a crash in between, and a job that then builds something else, would leave emails of two lists.
+            cut = bulk.cut_for(self._provider, emails) or 1
+            frozen = self._ledger.freeze_list(claim, body, cut)
+            if isinstance(frozen, Lost):
+                return frozen
+            claim = frozen
+        for part in bulk.parts_of(claim.record):
+            self._ledger.ask(intent_of(part))
+        return self._ledger.split(claim, body, fingerprint(body), cut)
 
     def _range(self, claim: Claim, emails: tuple[Email, ...]) -> _Attempt | Record | Lost:
         """One email, or a range of a bulk: to be sent as it is, or split, as its claim says."""

@@ -117,7 +117,7 @@ def test_the_tables_hold_every_pair_once() -> None:
     assert set(CLAIM) == set(Standing)
     assert set(EVIDENCE) == set(Standing) - {Standing.ABSENT}
     pairs = {(verdict, doubt) for verdict in Verdict for doubt in Doubt}
-    assert set(SETTLE) == pairs - {(Verdict.UNKNOWN, Doubt.NONE)}
+    assert set(SETTLE) == pairs - {(Verdict.UNKNOWN, Doubt.NONE), (Verdict.UNKNOWN, Doubt.WAIVED)}
     assert set(RESOLVE) <= {(standing, resolution) for standing in Standing for resolution in Resolution}
     assert {standing for standing, _ in STANDING} == set(Standing), "and these tests have a record for each"
 
@@ -147,6 +147,8 @@ def test_rule_5_line_by_line(verdict: Verdict, none: State | None, open_: State,
     assert SETTLE[verdict, Doubt.OPEN] is open_
     assert SETTLE[verdict, Doubt.CLOSED] is closed
     assert SETTLE[verdict, Doubt.PROVED] is State.SENT
+    # What was sent again on purpose may have been accepted before: it is as if there were no doubt, but never rejected.
+    assert SETTLE.get((verdict, Doubt.WAIVED)) is (State.DROPPED if none is State.REJECTED else none)
 
 
 # Claims.
@@ -295,8 +297,10 @@ DOUBTS: dict[Doubt, Record] = {
     Doubt.NONE: sending(),
     Doubt.OPEN: sending(unsure_since=NOW - 20),
     Doubt.CLOSED: sending(unsure_since=OLD),
+    Doubt.WAIVED: sending(evidence=(Evidence(at=NOW - 30, kind=Resolution.RESEND.value),)),
     Doubt.PROVED: sending(unsure_since=NOW - 20, evidence=(PROOF,)),
 }
+UNDOUBTED = {Doubt.NONE, Doubt.WAIVED}
 LATE: dict[str, Any] = {"created_at": NOW - POLICY.give_up_seconds}
 OUTCOMES: list[tuple[Verdict, Outcome, dict[str, Any]]] = [
     (Verdict.ACCEPTED, Accepted("m1"), {}),
@@ -321,7 +325,7 @@ def test_what_a_settle_writes(doubt: Doubt, verdict: Verdict, outcome: Outcome, 
     stored = replace(DOUBTS[doubt], body=b"frozen", **changes)
     settled = _settle(stored, outcome)
     # From its own start on, an attempt whose outcome is not known is in doubt itself.
-    effective = Doubt.OPEN if verdict is Verdict.UNKNOWN and doubt is Doubt.NONE else doubt
+    effective = Doubt.OPEN if verdict is Verdict.UNKNOWN and doubt in UNDOUBTED else doubt
     assert settled.state is SETTLE[verdict, effective]
     assert settled.version == stored.version + 1
     assert (settled.claim_id, settled.attempts, settled.created_at) == ("c1", 3, stored.created_at)
@@ -428,6 +432,21 @@ def test_a_freeze_fixes_the_body_and_begins_the_attempt() -> None:
     assert (frozen.version, frozen.claim_id, frozen.attempts) == (8, "c1", 1)
     assert (frozen.lease_until, frozen.started_at) == (NOW + 60, NOW)
     assert frozen.history == (Attempt(number=1, claim_id="c1", started_at=NOW),)
+
+
+def test_a_durable_list_that_is_fixed_is_never_sent_as_one() -> None:
+    """Its emails may have been asked for, each by itself, although its claim is lost and a provider would take all."""
+    stored = record(State.RENDERING, attempts=0, lease_until=NOW, durable=True)
+    fixed = protocol.freeze_list(stored, b"[]", 2, now=NOW)
+    assert (fixed.state, fixed.body, fixed.cut, fixed.version) == (State.RENDERING, b"[]", 2, 8)
+    taken = protocol.claim(fixed, INTENT, now=NOW, claim_id="c9", rules=RULES)
+    assert isinstance(taken, Take)
+    assert (taken.record.state, taken.record.cut) == (State.RENDERING, 2)
+
+
+def test_a_doubt_that_was_answered_since_is_not_waived_any_more() -> None:
+    evidence = [Evidence(at=NOW, kind=kind.value) for kind in (Resolution.RESEND, Resolution.NOT_SENT)]
+    assert _settle(sending(evidence=tuple(evidence)), Rejected("422")).state is State.REJECTED
 
 
 def test_a_split_ends_the_record() -> None:

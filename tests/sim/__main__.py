@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
@@ -20,11 +20,13 @@ from typing import Any
 
 from tests.sim.faults import Faults, Plan
 from tests.sim.provider import Offer
-from tests.sim.scenarios import Verdict, interleavings, of_seed, pairs, run, shrink, singles, small
+from tests.sim.scenarios import Verdict, interleavings, of_seed, pairs, run, shrink, singles, small, wide
 from tests.sim.world import Scenario
 
 #: At how many steps two workers are held up at the most.
 _HELD_UP = 2
+#: Violations that are made small and shown, of each class.
+_SHOWN = 3
 #: After how many jobs a long run says how far it is.
 _SHOWN_EVERY = 50_000
 
@@ -76,13 +78,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seeds", type=int, help="run so many seeds")
     parser.add_argument("--jobs", type=int, default=100, help="jobs a seed (default: 100)")
     parser.add_argument("--exhaustive", action="store_true", help="run every single fault, every pair, interleavings")
+    parser.add_argument("--only", metavar="WORDS", help="with --exhaustive: the tiers with these words in their names")
     parser.add_argument("--trace", action="store_true", help="with --seed: show every step")
     given = parser.parse_args(arguments)
     logging.disable(logging.CRITICAL)
     if given.seed is not None:
         return _one(given.seed, given.jobs, tracing=given.trace)
     if given.exhaustive:
-        return _many(_exhausted, tuple(Offer))
+        return _exhaust(given.only)
     if given.seeds:
         step = max(1, min(50, given.seeds // (4 * _cores())))
         starts = range(0, given.seeds, step)
@@ -139,21 +142,35 @@ def _seeded(start: int, *, jobs: int, step: int, end: int) -> Sum:
     return found
 
 
-def _exhausted(offer: Offer) -> Sum:
+#: What is tried in full, in this order.
+_TIERS: Mapping[str, Callable[[Offer], Iterator[tuple[Scenario, Plan]]]] = {
+    "single faults": lambda offer: ((each, plan) for each in small(offer) for plan in singles(each)),
+    "single faults of lists, slots and events": lambda offer: (
+        (each, plan) for each in wide(offer) for plan in singles(each)
+    ),
+    "two workers and a reconciler in turns": lambda offer: interleavings(offer, _HELD_UP),
+    "pairs of faults": lambda offer: ((each, plan) for each in [next(small(offer))] for plan in pairs(each)),
+}
+
+
+def _exhaust(only: str | None) -> int:
+    status = 0
+    for tier in _TIERS:
+        if only is None or only in tier:
+            _print(f"{tier}:")
+            status |= _many(_exhausted, [(tier, offer) for offer in Offer])
+    return status
+
+
+def _exhausted(item: tuple[str, Offer]) -> Sum:
+    tier, offer = item
     found = Sum()
-    for scenario, plan in _all(offer):
+    for scenario, plan in _TIERS[tier](offer):
         verdict = run(scenario, Faults(plan))
         found.add(verdict)
-        if verdict.problem is not None and found.problems <= 3:
+        if verdict.problem is not None and found.problems <= _SHOWN:
             _show(shrink(verdict))
     return found
-
-
-def _all(offer: Offer) -> Iterator[tuple[Scenario, Plan]]:
-    plain, built = small(offer)
-    yield from ((plain, plan) for plan in pairs(plain))
-    yield from ((built, plan) for plan in singles(built))
-    yield from interleavings(offer, _HELD_UP)
 
 
 def _cores() -> int:

@@ -29,6 +29,7 @@ class Kind(StrEnum):
     BUSY = "409, a request under the key is running"
     FAILED = "500, not applied"
     MISSED = "an email is not shown"
+    VANISHED = "applied, and lost by the queue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ _PAUSES = (Kind.PAUSE_BEFORE, Kind.PAUSE_AFTER, Kind.STEP)
 #: What can happen at which step.
 KINDS: Mapping[str, tuple[Kind, ...]] = {
     "enqueue": (Kind.BEFORE, Kind.LOST),
+    "enqueue durable": (Kind.BEFORE, Kind.LOST, Kind.VANISHED, *_CRASHES),
+    "cell": (Kind.BEFORE, Kind.LOST, *_CRASHES, *_PAUSES),
     "point": (Kind.CRASH_BEFORE, Kind.PAUSE_BEFORE),
     "swap": (
         Kind.BEFORE, Kind.LOST, Kind.LATE, Kind.RETRIED, Kind.OUTAGE, Kind.CRASH_LATE, *_CRASHES, *_PAUSES,
@@ -69,6 +72,7 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
     ),
     "find": (Kind.BEFORE, Kind.MISSED, Kind.CRASH_BEFORE, Kind.PAUSE_AFTER),
     "dispose": (Kind.BEFORE, Kind.LOST, *_CRASHES, *_PAUSES),
+    "dispose durable": (Kind.BEFORE, Kind.LOST, Kind.VANISHED, *_CRASHES, *_PAUSES),
 }  # fmt: skip
 TRANSITIONS = (1, 2, 3, 4, 5)
 

@@ -1,6 +1,6 @@
 """Bugs that others have shipped, put into the real code one at a time: the simulation has to catch every one.
 
-    python -m tests.sim.mutants       which tier caught which bug, in how many runs
+    python -m tests.sim.mutants       which tiers catch which bug, in how many runs
 
 Each replaces one function, table row or constant of a module for as long as the run lasts; a patch of the source would
 give the same program.
@@ -28,11 +28,14 @@ from idem.stores import memory
 from tests.sim import world
 from tests.sim.faults import Faults, Plan
 from tests.sim.provider import Offer
-from tests.sim.scenarios import interleavings, of_seed, run, singles, small
+from tests.sim.scenarios import interleavings, of_seed, run, singles, small, wide
 from tests.sim.world import Scenario
 from workers import actors
 from workers.brokers.base import Acknowledge, Disposition
 from workers.jobs import read_message
+from workers.schedule.board import Entry
+from workers.schedule.scheduler import ROUND, Scheduler
+from workers.schedule.slots import Schedule
 
 SEEDS, JOBS = 100, 20
 #: Of the second faults after each first one, so many are tried.
@@ -165,16 +168,38 @@ _SETTLE = ledger.Ledger.settle
 _CALL = send.Sender._call
 _DISPOSE = actors.Performer._dispose
 _PERFORMER = actors.Performer.perform
-_PERFORM = world._Worker._perform
-_HOLD = world._Worker.hold
+_PERFORM = world.Worker._perform
+_HOLD = world.Worker.hold
 _READ_MESSAGE = read_message
 _FREEZE = protocol.freeze
 _READ = world._Store.read
-_SEND = world._Line._send
+_SEND = world._Line.send
 _ROW = Contract.row
+_KEY = Schedule.key
 _RECEIPTS = count()
 _STALE_SECONDS = 200.0
 _CONFLICT = 409
+
+
+def _fix_in_memory(_self: ledger.Ledger, claim: ledger.Claim, body: bytes, cut: int) -> ledger.Claim:
+    return replace(claim, record=replace(claim.record, body=body, cut=cut))
+
+
+def _write_slots_first(self: Any, cell: int, marks: list[str], now: int) -> None:
+    """What is due is noted as enqueued, and then enqueued."""
+    known = self._join(cell, marks, now)
+    self._board.change(cell, lambda found: {mark: Entry(max(now, found[mark].last)) for mark in marks})
+    for mark in marks:
+        self._enqueue_due(self._schedules[mark], known[mark].last, now, ROUND)
+        self._expect(cell, mark, Entry(now), now)
+
+
+def _key_by_run(self: Schedule, slot: int) -> str:
+    return f"{_KEY(self, slot)}" if not next(_RECEIPTS) % 2 else f"{_KEY(self, slot)} again"
+
+
+def _none(*_: Any) -> Iterator[Record]:
+    return iter(())
 
 
 def _always(*_: Any) -> bool:
@@ -197,7 +222,7 @@ MUTANTS: Mapping[str, Callable[[], Sequence[Patch]]] = {
     ],
     "the record is deleted on an error": lambda: [_swap(ledger.Ledger, "settle", _settle_by_deleting)],
     "the broker's own id is the key": lambda: [_swap(actors, "read_message", _by_broker_id)],
-    "acknowledged before the record": lambda: [_swap(world._Worker, "_perform", _acknowledge_first)],
+    "acknowledged before the record": lambda: [_swap(world.Worker, "_perform", _acknowledge_first)],
     "acknowledged while it waits": lambda: [_swap(actors.Performer, "_dispose", _acknowledge_what_waits)],
     "acknowledged when the ledger fails": lambda: [
         _swap(actors.Performer, "perform", _acknowledge_errors),
@@ -213,13 +238,13 @@ MUTANTS: Mapping[str, Callable[[], Sequence[Patch]]] = {
     "every provider is taken to have keys": lambda: [_swap(policy.Policy, "window_open", _always)],
     "a clock that stops in a pause": lambda: [
         _swap(idem_clock.Deadline, "left", _left_by_a_clock_that_stops),
-        _swap(world._Worker, "hold", _hold_and_stop),
+        _swap(world.Worker, "hold", _hold_and_stop),
     ],
     "the lease is looked at too early": lambda: [_swap(send.Sender, "_call", _call_with_a_late_deadline)],
     "every 409 means sent": lambda: [_swap(Contract, "row", _conflict_is_sent)],
-    "the HTTP client tries again": lambda: [_swap(world._Line, "_send", _send_twice)],
+    "the HTTP client tries again": lambda: [_swap(world._Line, "send", _send_twice)],
     "a stale read": lambda: [_swap(world._Store, "read", _read_stale)],
-    "an error of the retry is swallowed": lambda: [_swap(world._Worker, "_perform", _lose_a_retry)],
+    "an error of the retry is swallowed": lambda: [_swap(world.Worker, "_perform", _lose_a_retry)],
     "one look that shows nothing is believed": lambda: [_swap(reconcile, "_ENOUGH", 1)],
     "a look-up does not wait": lambda: [
         _swap(reconcile, "is_look_due", _always),
@@ -229,13 +254,18 @@ MUTANTS: Mapping[str, Callable[[], Sequence[Patch]]] = {
     "one's own write is not recognised": lambda: [_swap(ledger, "_is_own", _never)],
     "an unknown job is dropped": lambda: [_swap(actors.Performer, "_unknown_job", _drop_unknown)],
     "a claim that was lost is renewed": lambda: [_swap(protocol, "is_building", _always)],
+    "a durable list is not kept": lambda: [_swap(ledger.Ledger, "freeze_list", _fix_in_memory)],
+    "a slot is noted before it is enqueued": lambda: [_swap(Scheduler, "_do", _write_slots_first)],
+    "a slot has another key each time": lambda: [_swap(Schedule, "key", _key_by_run)],
+    "nobody sweeps": lambda: [_swap(memory.MemoryStore, "asked", _none)],
+    "nobody hears": lambda: [_swap(reconcile.Reconciler, "hear", _never)],
     "what a job built is not kept": lambda: [_swap(protocol, "freeze", _unfrozen)],
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Caught:
-    """By which tier, after how many runs of it, and what did not hold."""
+    """By which tier, after how many runs of it, and what did not hold there; without the bug, everything holds."""
 
     tier: str
     runs: int
@@ -255,20 +285,41 @@ def planted(name: str) -> Iterator[None]:
             each.stop()
 
 
-def catch(name: str) -> Caught | None:
-    """The first tier that catches this bug, the quickest one first; None when none does."""
+def catch(name: str) -> Iterator[Caught]:
+    """Each tier that catches this bug, the quickest one first."""
+    for tier in _TIERS:
+        found = _caught_by(tier, name)
+        if found is not None:
+            yield found
+
+
+def _caught_by(tier: str, name: str) -> Caught | None:
     with planted(name):
-        for tier, plans in _TIERS.items():
-            for runs, (scenario, plan) in enumerate(plans(), 1):
-                problem = run(scenario, Faults(plan) if plan is not None else of_seed(scenario.seed, JOBS)[1]).problem
-                if problem is not None:
-                    return Caught(tier, runs, problem)
-    return None
+        runs = enumerate(_TIERS[tier](), 1)
+        found = next(((n, case, problem) for n, case in runs if (problem := _problem(case))), None)
+    if found is None:
+        return None
+    number, case, problem = found
+    control = _problem(case)
+    if control is not None:
+        raise AssertionError(f"{tier}, run {number}: {control}, without the bug too")
+    return Caught(tier, number, problem)
+
+
+def _problem(case: tuple[Scenario, Plan | None]) -> str | None:
+    scenario, plan = case
+    return run(scenario, Faults(plan) if plan is not None else of_seed(scenario.seed, JOBS)[1]).problem
 
 
 def _singles() -> Iterator[tuple[Scenario, Plan]]:
     for offer in Offer:
         for scenario in small(offer):
+            yield from ((scenario, plan) for plan in _still(scenario, None))
+
+
+def _wide() -> Iterator[tuple[Scenario, Plan]]:
+    for offer in Offer:
+        for scenario in wide(offer):
             yield from ((scenario, plan) for plan in _still(scenario, None))
 
 
@@ -302,6 +353,7 @@ _TIERS: Mapping[str, Callable[[], Iterator[tuple[Scenario, Plan | None]]]] = {
     "single faults": _singles,
     "random runs": _seeds,
     "two workers in turns": _turns,
+    "single faults of lists, slots and events": _wide,
     "pairs of faults": _pairs,
 }
 
@@ -311,10 +363,10 @@ def main() -> int:
     logging.disable(logging.CRITICAL)
     missed = 0
     for name in MUTANTS:
-        caught = catch(name)
-        missed += caught is None
-        said = "NOT CAUGHT" if caught is None else f"{caught.tier}, run {caught.runs}: {caught.problem}"
-        print(f"{name:44} {said}", flush=True)  # noqa: T201 - a command of its own
+        caught = list(catch(name))
+        missed += not caught
+        said = [f"{each.tier}, run {each.runs}: {each.problem}" for each in caught] or ["NOT CAUGHT"]
+        print(f"{name}\n    " + "\n    ".join(said), flush=True)  # noqa: T201 - a command of its own
     print(f"{len(MUTANTS) - missed} of {len(MUTANTS)} caught")  # noqa: T201 - the same
     return 1 if missed else 0
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from idem.keys import range_key
 from idem.outcome import Unknown
 from idem.protocol import ACCEPTANCE, InDoubt, Record, Resolution, State
 from tests.sim.provider import INVALID, Offer
@@ -30,20 +32,33 @@ def problems(world: World) -> Iterator[str]:
         yield f"L0 {len(world.queue.letters)} messages are left in the queue"
     jobs = {job.name: job for job in world.scenario.jobs}
     for letter, reason in world.queue.dead:
-        if letter.job not in jobs or not jobs[letter.job].conflict:
+        named = letter.job.partition("/")[0]
+        if named not in jobs or not jobs[named].conflict:
             yield f"L0 {letter.job}: buried, as {reason}"
     doubted = doubted_keys(world)
+    counts = Counter(acceptance.subject for acceptance in world.side.log)
     refused = {letter.job for letter, _ in world.queue.dead}
     for job in world.scenario.jobs:
         if job.conflict and job.name not in refused:
             yield f"L0 {job.name}: another email under its key was dropped in silence"
     for name, key in world.keys.items():
         job = jobs[name.partition("/")[0]]
-        record = world.table.read(key)
+        record = _record_of(world, job, key)
         subject = f"{INVALID} {name}" if job.invalid else name
-        yield from _of_email(world, job, key, record, world.side.accepted(subject))
+        accepted = counts[subject]
+        yield from _of_email(world, job, key, record, accepted)
         if record is not None:
-            yield from _of_doubt(world, job, record, doubted=key in doubted)
+            yield from _of_doubt(world, job, record, accepted, doubted=record.key in doubted)
+    for subject, times in counts.items():
+        if times > 1 and subject.removeprefix(f"{INVALID} ") not in world.keys:
+            yield f"D0 {subject}: accepted {times} times"
+
+
+def _record_of(world: World, job: Job, key: str) -> Record | None:
+    """What says what became of an email: its own record, or that of the request that it was to go out in."""
+    several = job.bulk or job.emails or 0
+    own = world.table.read(key)
+    return own if own is not None or several < 2 else world.table.read(range_key(key.rpartition("/")[0], 1, several))
 
 
 def _of_email(world: World, job: Job, key: str, record: Record | None, accepted: int) -> Iterator[str]:
@@ -55,14 +70,15 @@ def _of_email(world: World, job: Job, key: str, record: Record | None, accepted:
         yield f"D0 {key}: accepted {accepted} times"
     if record.state is State.SENT and not accepted:
         yield f"L0 {key}: sent, and never accepted"
-    if record.state in {State.REJECTED, State.DROPPED} and accepted and job.choice is not InDoubt.DROP:
+    given_up = record.state is State.DROPPED and (job.choice is InDoubt.DROP or twice_is_wanted)
+    if record.state in {State.REJECTED, State.DROPPED} and accepted and not given_up:
         yield f"L0 {key}: {record.state}, and accepted"
     if record.state is State.REJECTED and not (job.invalid or _may_give_up(world, record)):
         yield f"L0 {key}: rejected, as {record.reason}"
     if job.emails == 0 and record.state is not State.SPLIT:
         yield f"L0 {key}: a job without an email is {record.state}"
     noted = record.state is State.SENT or any(item.kind == ACCEPTANCE for item in record.evidence)
-    if key in world.known and not noted:
+    if record.key in world.known and not noted:
         yield f"E {key}: {record.state}, although a worker heard that it was accepted"
 
 
@@ -72,9 +88,11 @@ def _may_give_up(world: World, record: Record) -> bool:
     return refused or record.updated_at - record.created_at >= world.policy.give_up_seconds
 
 
-def _of_doubt(world: World, job: Job, record: Record, *, doubted: bool) -> Iterator[str]:
+def _of_doubt(world: World, job: Job, record: Record, accepted: int, *, doubted: bool) -> Iterator[str]:
     if record.state is State.IN_DOUBT and not doubted:
         yield f"Q {record.key}: in doubt without a cause: {record.reason}"
+    if record.state is State.IN_DOUBT and world.scenario.events and accepted:
+        yield f"E {record.key}: in doubt, although the provider told that it was accepted"
     keyless = world.scenario.offer is Offer.NEITHER and job.choice in {None, InDoubt.HOLD}
     if doubted and keyless and record.state not in {State.IN_DOUBT, State.SENT}:
         yield f"Q {record.key}: {record.state}, although nobody knows what became of an attempt"
@@ -108,7 +126,8 @@ def tally(world: World) -> Tally:
     records = {record.key: record for record in world.table.records()}
     in_doubt = {key for key, record in records.items() if record.state is State.IN_DOUBT}
     settled = {key for key, record in records.items() if record.state in {State.SENT, State.DROPPED, State.REJECTED}}
-    sent = {name for name, key in world.keys.items() if key in in_doubt and world.side.accepted(name)}
+    accepted = {acceptance.subject for acceptance in world.side.log}
+    sent = {name for name, key in world.keys.items() if key in in_doubt and name in accepted}
     return Tally(
         jobs=len(world.scenario.jobs),
         emails=len(world.keys),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from enum import Enum
 
 from idem.email import Email
+from idem.outcome import Accepted, Rejected
 from idem.providers.base import (
     USUAL,
+    Batch,
+    BatchKeys,
     Contract,
     Found,
     Key,
@@ -63,7 +66,7 @@ class Offer(Enum):
 _MEMORY = {Offer.REFUSING: Memory.REFUSES, Offer.SEARCHABLE: Memory.NONE, Offer.NEITHER: Memory.NONE}
 
 
-def _contract_of(offer: Offer) -> Contract:
+def _contract_of(offer: Offer, keys: BatchKeys | None) -> Contract:
     return Contract(
         name="simulated",
         title="Simulated",
@@ -79,14 +82,15 @@ def _contract_of(offer: Offer) -> Contract:
             *USUAL,
         ),
         reply=Reply(message_id=("id",), code=("code",)),
+        batch=None if keys is None else Batch(path="/batch", most=100, keys=keys),
         lookup=_LOOKUP if offer is Offer.SEARCHABLE else None,
     )
 
 
-_CONTRACTS = {offer: _contract_of(offer) for offer in Offer}
+_CONTRACTS = {(offer, keys): _contract_of(offer, keys) for offer in Offer for keys in (None, *BatchKeys)}
 
 
-def answer(status: int, headers: Mapping[str, str] | None = None, **body: str) -> Answer:
+def answer(status: int, headers: Mapping[str, str] | None = None, **body: object) -> Answer:
     """An answer on the wire, which our own code then reads by the contract."""
     return Answer(status, headers or {}, json.dumps(body).encode())
 
@@ -102,38 +106,57 @@ class Acceptance:
 
 
 class AcceptingSide:
-    """The provider's own side: it sees requests, and nothing of ours. Times are true ones."""
+    """The provider's own side: it sees requests, and nothing of ours. Times are true ones.
 
-    def __init__(self, offer: Offer) -> None:
+    Keys of emails that came in a request with others are kept apart, as the worst of providers keeps them.
+    """
+
+    def __init__(self, offer: Offer, batch: BatchKeys | None = None) -> None:
         self.offer = offer
-        self.contract = _CONTRACTS[offer]
+        self.contract = _CONTRACTS[offer, batch]
         self.log: list[Acceptance] = []
-        self._known: dict[str, tuple[Acceptance, bytes]] = {}
+        self.heed: Callable[[Acceptance], None] = lambda _: None
+        self._known: dict[str, tuple[tuple[Acceptance, ...], bytes]] = {}
 
     def request(self, email: Email, provider_key: str, now: float) -> Answer:
         """Take a request, whether or not anybody hears the answer."""
-        body = hashlib.sha256(email.canonical()).digest()
-        known = self._remembered(provider_key, now)
+        return self._request([email], provider_key, "", now)
+
+    def request_all(self, emails: Sequence[Email], provider_key: str, now: float) -> Answer:
+        """Take a request for several emails under one key: all of them or none."""
+        return self._request(emails, provider_key, "", now)
+
+    def request_each(self, emails: Sequence[tuple[Email, str]], now: float) -> Sequence[Answer]:
+        """Take a request for several emails under keys of their own."""
+        return [self._request([email], key, "together/", now) for email, key in emails]
+
+    def _request(self, emails: Sequence[Email], provider_key: str, door: str, now: float) -> Answer:
+        name = door + provider_key
+        body = hashlib.sha256(b"".join(email.canonical() for email in emails)).digest()
+        known = self._remembered(name, now)
         if known is not None:
             first, bound = known
             if self.offer is Offer.REFUSING:
                 return answer(409, code="duplicate")
             if bound != body:
                 return answer(409, code="conflict")
-            return answer(200, id=first.message_id)
-        if email.subject.startswith(INVALID):
+            return _accepted(first)
+        if any(email.subject.startswith(INVALID) for email in emails):
             return answer(422, code="invalid")
-        acceptance = Acceptance(email.subject, provider_key, now, f"m{len(self.log) + 1}")
-        self.log.append(acceptance)
-        self._known[provider_key] = acceptance, body
-        return answer(200, id=acceptance.message_id)
+        count = len(self.log) + 1
+        taken = tuple(Acceptance(email.subject, provider_key, now, f"m{n}") for n, email in enumerate(emails, count))
+        self.log += taken
+        self._known[name] = taken, body
+        for acceptance in taken:
+            self.heed(acceptance)
+        return _accepted(taken)
 
     def look(self, provider_key: str, now: float) -> Sighting:
         """What a look-up shows at the latest, as documented."""
         shown = self._known.get(provider_key)
-        if shown is None or shown[0].at > now - LAG_SECONDS:
+        if shown is None or shown[0][0].at > now - LAG_SECONDS:
             return Missing()
-        return Found(shown[0].message_id)
+        return Found(shown[0][0].message_id)
 
     def accepted(self, subject: str) -> int:
         """How often an email was accepted."""
@@ -143,8 +166,17 @@ class AcceptingSide:
         """The acceptances of an email."""
         return (each for each in self.log if each.subject == subject)
 
-    def _remembered(self, provider_key: str, now: float) -> tuple[Acceptance, bytes] | None:
-        known = self._known.get(provider_key)
-        if known is None or not self.offer.keyed or now >= known[0].at + WINDOW_SECONDS:
+    def _remembered(self, name: str, now: float) -> tuple[tuple[Acceptance, ...], bytes] | None:
+        known = self._known.get(name)
+        if known is None or not self.offer.keyed or now >= known[0][0].at + WINDOW_SECONDS:
             return None
         return known
+
+
+def _accepted(taken: Sequence[Acceptance]) -> Answer:
+    return answer(200, id=taken[0].message_id, ids=[each.message_id for each in taken])
+
+
+def ids_of(body: bytes) -> tuple[Accepted | Rejected, ...]:
+    """What the answer to a request for several emails says of each."""
+    return tuple(Accepted(message_id) for message_id in json.loads(body)["ids"])

@@ -9,11 +9,13 @@ from itertools import combinations
 from typing import TypeVar
 
 from idem.protocol import InDoubt
+from idem.providers.base import BatchKeys
 from tests.sim import oracle
 from tests.sim.faults import KINDS, TRANSITIONS, Chance, Fault, Faults, Kind, Plan, Sizes, Spot
+from tests.sim.neighbours import world_of
 from tests.sim.oracle import Tally
 from tests.sim.provider import WINDOW_SECONDS, Offer
-from tests.sim.world import Job, Scenario, Violation, World
+from tests.sim.world import Job, Scenario, Violation
 
 #: Pauses that outlast a provider's window, for the class that is about them.
 _LATE = Sizes(pauses=(1.0, 70.0, WINDOW_SECONDS - 66_400.0, WINDOW_SECONDS - 16_400.0, WINDOW_SECONDS + 4_000.0))
@@ -39,7 +41,7 @@ class Verdict:
 
 def run(scenario: Scenario, faults: Faults, *, tracing: bool = False) -> Verdict:
     """Run a scenario and judge it. What production code raises unasked is a violation too."""
-    world = World(scenario, faults, tracing=tracing)
+    world = world_of(scenario, faults, tracing=tracing)
     try:
         world.run()
         problem = next(oracle.problems(world), None)
@@ -62,6 +64,8 @@ def of_seed(seed: int, jobs: int) -> tuple[Scenario, Chance]:
         seed=seed,
         gated=chance.random() < 0.2,
         points=chance.random() < 0.3,
+        batch=chance.choice((None, *BatchKeys)) if offer.keyed else None,
+        events=not offer.keyed and chance.random() < 0.5,
     )
     return scenario, Chance(seed, _LATE if offer is Offer.KEYED_LATE else _USUAL)
 
@@ -69,18 +73,24 @@ def of_seed(seed: int, jobs: int) -> tuple[Scenario, Chance]:
 def _job(chance: random.Random, number: int, offer: Offer) -> Job:
     begins = round(chance.uniform(0, 40), 3)
     copies = [begins, *(begins + chance.choice((0.0, 0.5, 30.0, 200.0)) for _ in range(chance.choice((0, 0, 0, 1, 2))))]
+    if number % 25 == 0:
+        return Job(f"slots-{number}", copies=(), slots=1)
+    if chance.random() < 0.05:
+        return Job(f"bulk-{number}", copies=tuple(copies), bulk=3, durable=chance.random() < 0.3)
     emails = chance.choice((None, None, None, None, None, 1, 1, 0, 3))
+    durable = chance.random() < 0.15
     choice = chance.choice((InDoubt.RESEND, InDoubt.DROP)) if not offer.keyed and chance.random() < 0.05 else None
     return Job(
         f"job-{number}",
         copies=tuple(copies),
         emails=emails,
-        keyed=chance.random() < 0.8,
+        keyed=durable or chance.random() < 0.8,
         choice=choice,
         invalid=emails is None and chance.random() < 0.03,
-        conflict=emails is None and len(copies) > 1 and chance.random() < 0.05,
+        conflict=emails is None and not durable and len(copies) > 1 and chance.random() < 0.05,
         unknown_until=100.0 if emails == 1 and chance.random() < 0.1 else 0.0,
         long=chance.choice((1, 3, 9)) if emails is not None and chance.random() < 0.3 else 0,
+        durable=durable,
     )
 
 
@@ -101,10 +111,34 @@ def small(offer: Offer) -> Iterator[Scenario]:
         yield Scenario(offer=offer, jobs=jobs, points=True)
 
 
+_LIST = Job("job-1", copies=(0.0, 0.01), emails=3)
+_BULK = Job("job-1", copies=(0.0, 0.01), bulk=3)
+
+
+def wide(offer: Offer) -> Iterator[Scenario]:
+    """What is more than one email, or comes from somebody else than a producer who waits."""
+    for job in (
+        _LIST,
+        replace(_LIST, copies=(0.0,), durable=True),
+        _BULK,
+        replace(_BULK, copies=(0.0,), durable=True),
+        replace(_PLAIN[0], copies=(0.0,), durable=True),
+    ):
+        yield Scenario(offer=offer, jobs=(job,))
+    yield Scenario(offer=offer, jobs=(Job("slots-1", copies=(), slots=2),))
+    if offer.keyed:
+        for keys in BatchKeys:
+            yield Scenario(offer=offer, jobs=(_BULK,), batch=keys)
+            yield Scenario(offer=offer, jobs=(replace(_LIST, copies=(0.0,), durable=True),), batch=keys)
+    else:
+        yield Scenario(offer=offer, jobs=_PLAIN, events=True)
+        yield Scenario(offer=offer, jobs=(replace(_PLAIN[0], choice=InDoubt.RESEND),))
+
+
 def singles(scenario: Scenario, plan: Plan | None = None) -> Iterator[Plan]:
     """Every fault at every step that is met, one at a time, on top of those of a plan and after them."""
     before = dict(plan or {})
-    world = World(scenario, Faults(before))
+    world = world_of(scenario, Faults(before))
     world.run()
     last: dict[str, int] = {}
     for spot in before:

@@ -18,29 +18,33 @@ from unittest.mock import patch
 
 from dramatiq import Message
 
-from idem.bulk import Ready, parts_of
+from idem.bulk import cut, parts_of
 from idem.clock import Deadline
 from idem.email import Email
 from idem.errors import BrokerUnavailable, IdemError, LedgerUnavailable
 from idem.gate import Gate
+from idem.keys import provider_key
 from idem.ledger import Ledger, Lost
 from idem.outcome import Accepted, Outcome
 from idem.policy import Policy
 from idem.protocol import InDoubt, Record, State
 from idem.providers import reading
-from idem.providers.base import CannotTell, Missing, Sighting
+from idem.providers.base import Batched, BatchKeys, CannotTell, Missing, Sighting
 from idem.providers.http import Answer, NoAnswer, Phase
 from idem.reconcile import Patience, Reconciler
 from idem.send import Building, Point, Sender
 from idem.stores.memory import MemoryStore
 from tests.fakes import START, Crash
 from tests.sim.faults import Fault, Faults, Kind
-from tests.sim.provider import INVALID, AcceptingSide, Offer, answer
+from tests.sim.provider import INVALID, AcceptingSide, Offer, answer, ids_of
 from tests.sim.scheduler import Scheduler
 from workers import actors
 from workers.actors import JobFunction, Performer
+from workers.app import App
 from workers.brokers.base import Acknowledge, Bury, Disposition, Retry
-from workers.jobs import Asked, email_message, job_message, read_message, resume_message
+from workers.jobs import Asked, email_message, job_message, part_message, read_message
+from workers.settings import Settings
+from workers.timing import Timing
 
 LEASE, HTTP, VISIBILITY = 60.0, 20.0, 90.0
 NAMESPACE = "sim"
@@ -55,17 +59,21 @@ _SEARCH_SECONDS = 31.0
 #: When reconcilers have found nothing to do for so long, they are through: longer than any patience of theirs.
 _QUIET_SECONDS = 40_000.0
 _RECONCILER = "reconciler"
+_SETTINGS = Settings()
 #: More than any job can need.
 _MOST_STEPS = 2_000
 _T = TypeVar("_T")
+#: What the provider answers: once, or for each email.
+_A = TypeVar("_A", Answer, Sequence[Answer])
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """What a producer asks for. `copies` are the seconds at which messages of it are enqueued.
 
-    `emails` is how many its function builds, None for an email that is ready; `batch`, how many a bulk carries.
-    `long` is how many thirds of a lease it builds for: so often its claim is renewed.
+    `emails` is how many its function builds, None for an email that is ready; `bulk`, how many a bulk carries; `slots`,
+    how many runs of a schedule there are to be. One that is `durable` is in the ledger before it is in the queue, which
+    may then lose it. `long` is how many thirds of a lease it builds for: so often its claim is renewed.
     """
 
     name: str
@@ -77,6 +85,9 @@ class Job:
     conflict: bool = False
     unknown_until: float = 0.0
     long: int = 0
+    bulk: int = 0
+    slots: int = 0
+    durable: bool = False
 
 
 class Violation(AssertionError):
@@ -161,7 +172,7 @@ class Call:
 class _Store:
     """A worker's connection to the table."""
 
-    def __init__(self, worker: _Worker, table: Table) -> None:
+    def __init__(self, worker: Worker, table: Table) -> None:
         self._worker = worker
         self._table = table
 
@@ -207,7 +218,7 @@ class _Store:
 class _Line:
     """A worker's connection to the provider: the adapter, as far as the protocol can tell."""
 
-    def __init__(self, worker: _Worker, side: AcceptingSide) -> None:
+    def __init__(self, worker: Worker, side: AcceptingSide) -> None:
         self.contract = side.contract
         self._worker = worker
         self._side = side
@@ -216,45 +227,56 @@ class _Line:
         assert email
 
     def send(self, email: Email, provider_key: str, deadline: Deadline) -> Outcome:
-        return self._worker.heard(self._send(email, provider_key, deadline))
+        answer = self._exchange(lambda now: self._side.request(email, provider_key, now), [provider_key], deadline)
+        return self._worker.heard(provider_key, self._read(answer))
 
-    def _send(self, email: Email, provider_key: str, deadline: Deadline) -> Outcome:
+    def send_all(self, emails: Sequence[Email], provider_key: str, deadline: Deadline) -> Batched:
+        answer = self._exchange(lambda now: self._side.request_all(emails, provider_key, now), [provider_key], deadline)
+        batched = reading.batched(self.contract, answer, ids_of)
+        self._worker.heard(provider_key, batched.whole)
+        return batched
+
+    def send_each(self, emails: Sequence[tuple[Email, str]], deadline: Deadline) -> tuple[Outcome, ...]:
+        keys = [key for _, key in emails]
+        answer = self._exchange(lambda now: self._side.request_each(emails, now), keys, deadline)
+        answers = (answer,) * len(keys) if isinstance(answer, Answer | NoAnswer) else answer
+        return tuple(self._worker.heard(key, self._read(one)) for key, one in zip(keys, answers, strict=True))
+
+    def _exchange(
+        self, request: Callable[[float], _A], keys: Sequence[str], deadline: Deadline
+    ) -> _A | Answer | NoAnswer:
         fault = self._worker.meet("send")
         kind = None if fault is None else fault.kind
         if kind is Kind.NOT_SENT:
-            return self._read(NoAnswer(Phase.NOT_CONNECTED, "connection refused"))
+            return NoAnswer(Phase.NOT_CONNECTED, "connection refused")
         # As the HTTP client does, right before the first byte.
         if deadline.left() <= 0:
-            return self._read(NoAnswer(Phase.NOT_WRITTEN, "the deadline passed before the first byte"))
+            return NoAnswer(Phase.NOT_WRITTEN, "the deadline passed before the first byte")
         if kind in _REFUSALS:
-            return self._read(_REFUSALS[kind])
-        self._worker.asks()
-        heard = self._ask(email, provider_key, fault)
+            return _REFUSALS[kind]
+        self._worker.asks(keys)
+        heard = self._ask(request, fault)
         if heard is None:
             self._worker.hold(max(0.0, deadline.left()))
-            return self._read(NoAnswer(Phase.WRITTEN, "no answer"))
-        return self._read(heard)
+            return NoAnswer(Phase.WRITTEN, "no answer")
+        return heard
 
-    def _ask(self, email: Email, provider_key: str, fault: Fault | None) -> Answer | None:
+    def _ask(self, request: Callable[[float], _A], fault: Fault | None) -> _A | Answer | None:
         """Send the request, and wait for its answer, which may never come."""
-        world = self._worker.world
-
-        def request() -> Answer:
-            return self._side.request(email, provider_key, world.scheduler.now)
-
+        scheduler = self._worker.world.scheduler
         if fault is None or fault.kind in _BEFORE_THE_CALL:
-            return request()
+            return request(scheduler.now)
         match fault.kind:
             case Kind.LATE | Kind.CRASH_LATE:
-                world.later(fault.size, lambda: void(request()))
+                self._worker.world.later(fault.size, lambda: void(request(scheduler.now)))
             case Kind.FAILED:
                 return answer(500)
             case Kind.PAUSE_AFTER:
-                heard = request()
+                heard = request(scheduler.now)
                 self._worker.hold(fault.size)
                 return heard
             case Kind.LOST | Kind.CRASH_AFTER:
-                request()
+                request(scheduler.now)
         if fault.kind in {Kind.CRASH_AFTER, Kind.CRASH_LATE}:
             raise Crash
         return None
@@ -280,7 +302,7 @@ class _Line:
         return sighting
 
 
-def void(_answer: Answer) -> None:
+def void(_answer: object) -> None:
     """Nobody hears it."""
 
 
@@ -312,9 +334,11 @@ class Queue:
         self._world = world
         self._ready: list[Letter] = []
         self._last = 0
+        self._touched = 0
 
     def put(self, message: Message[None], job: str) -> None:
         self._last += 1
+        self._touched = self._last
         letter = self.letters[self._last] = Letter(self._last, message, job)
         self._due(letter, 0.0)
 
@@ -333,7 +357,11 @@ class Queue:
         return bool(self._ready)
 
     def holds(self, key: str) -> bool:
-        return any(letter.message.kwargs.get("key") == key for letter in self.letters.values())
+        return any(key in keys_of(letter.message) for letter in self.letters.values())
+
+    def lose(self) -> None:
+        """What it was told of last, it has forgotten."""
+        self.letters.pop(self._touched, None)
 
     def expire(self, letter: Letter, receipt: int, seconds: float) -> None:
         """Nobody extends this delivery any more."""
@@ -343,6 +371,7 @@ class Queue:
         """What a worker says about its delivery; about one that is another worker's by now, only that it is done."""
         if letter.number not in self.letters:
             return
+        self._touched = letter.number
         match disposition:
             case Acknowledge():
                 self._world.check_acknowledged(letter)
@@ -368,20 +397,27 @@ class Queue:
         self._world.dispatch()
 
 
-class _Producing:
+def keys_of(message: Message[None]) -> Sequence[str]:
+    """The keys that a message is about."""
+    group = message.kwargs.get("group")
+    return [message.kwargs.get("key", message.message_id)] if group is None else [item["key"] for item in group]
+
+
+class Producing:
     """A worker's connection to the queue, as far as it enqueues."""
 
-    def __init__(self, worker: _Worker) -> None:
+    def __init__(self, worker: Worker) -> None:
         self._worker = worker
 
     def enqueue(self, message: Message[None], *, delay: int | None = None) -> Message[None]:
         assert delay is None
         worker = self._worker
-        worker.io("enqueue", partial(worker.world.queue.put, message, worker.name), BrokerUnavailable)
+        put = partial(worker.world.queue.put, message, worker.enqueues_as(message))
+        worker.io(worker.lossy("enqueue"), put, BrokerUnavailable)
         return message
 
 
-class _Worker:
+class Worker:
     """One process; after a crash, another one takes its place on the same machine."""
 
     def __init__(self, world: World, number: int, skew: float) -> None:
@@ -392,7 +428,7 @@ class _Worker:
         self.busy = False
         self.number = number
         self._unanswered = False
-        self._call: Call | None = None
+        self._calls: dict[str, Call] = {}
         self._delivery: tuple[Letter, int, float] | None = None
         self.start()
 
@@ -421,7 +457,9 @@ class _Worker:
             hold=self._building,
             **heed,
         )
-        broker: Any = _Producing(self)
+        broker: Any = Producing(self)
+        self.app = App(_SETTINGS)
+        self.app.__dict__ |= {"ledger": self.ledger, "broker": broker}
         self._performer = Performer(
             sender, broker, world.functions, ledger=self.ledger, gate=gate, policy=world.policy, clock=self.clock
         )
@@ -431,7 +469,7 @@ class _Worker:
             clock=self.clock,
             namespace=NAMESPACE,
             patience=PATIENCE,
-            resume=lambda key: void_message(broker.enqueue(resume_message(key))),
+            resume=self.app.resume,
         )
 
     @contextmanager
@@ -467,18 +505,21 @@ class _Worker:
 
     def _perform(self, letter: Letter, receipt: int) -> None:
         message = letter.message
-        self._call, self._unanswered = None, False
+        self._calls, self._unanswered = {}, False
         disposition = self._performer.perform(message, message.kwargs)
         self._check_answered()
         self.world.say(self, lambda: f"{type(disposition).__name__}")
         try:
-            self.io("dispose", partial(self.world.queue.end, letter, receipt, disposition), BrokerUnavailable)
+            self.io(
+                self.lossy("dispose"), partial(self.world.queue.end, letter, receipt, disposition), BrokerUnavailable
+            )
         except BrokerUnavailable:
             self._expire()
 
     def _check_answered(self) -> None:
-        if self._call is not None and not self._unanswered:
-            self.world.check_answered(self._call)
+        if not self._unanswered:
+            for call in self._calls.values():
+                self.world.check_answered(call)
 
     def reconcile(self) -> None:
         """One run of this machine's reconciler."""
@@ -498,7 +539,7 @@ class _Worker:
     def _crashed(self) -> None:
         self.world.say(self, lambda: "has crashed")
         self._expire()
-        self._call = None
+        self._calls = {}
         self.clock.deaf_until = 0.0
         self.start()
 
@@ -508,6 +549,15 @@ class _Worker:
             self.world.queue.expire(letter, receipt, max(0.0, until - self.world.scheduler.now))
 
     # Steps, and what they meet.
+
+    def enqueues_as(self, message: Message[None]) -> str:
+        """Whose steps those of a message are."""
+        assert message
+        return self.name
+
+    def lossy(self, op: str) -> str:
+        """The step by its name, at which the queue may lose the message of a job that is durable."""
+        return f"{op} durable" if self.name in self.world.durable else op
 
     def meet(self, op: str) -> Fault | None:
         """Come to a step: time goes on, and what can happen before it happens."""
@@ -559,6 +609,10 @@ class _Worker:
             case Kind.RETRIED:
                 apply()
                 return apply()
+            case Kind.VANISHED:
+                result = apply()
+                self.world.queue.lose()
+                return result
             case Kind.PAUSE_AFTER:
                 result = apply()
                 self.hold(fault.size)
@@ -589,18 +643,19 @@ class _Worker:
         """A write of this worker was applied."""
         self.world.say(self, lambda: f"wrote {new.key} {new.state} v{new.version}")
         if new.state is State.SENDING and (old is None or _begins(old, new)):
-            self._call = self.world.calls.get(new.claim_id)
+            self._calls[provider_key(NAMESPACE, new.key, new.generation)] = self.world.calls[new.claim_id]
 
-    def asks(self) -> None:
+    def asks(self, provider_keys: Sequence[str]) -> None:
         """Something of the request may leave this machine."""
-        if self._call is not None:
-            self._call.asked = True
+        for name in provider_keys:
+            if name in self._calls:
+                self._calls[name].asked = True
 
-    def heard(self, outcome: Outcome) -> Outcome:
-        """An answer has come in."""
+    def heard(self, name: str, outcome: Outcome) -> Outcome:
+        """An answer has come in about a provider key."""
         self.world.say(self, lambda: f"heard {type(outcome).__name__}")
-        if self._call is not None:
-            self._call.outcome = outcome
+        if name in self._calls:
+            self._calls[name].outcome = outcome
         return outcome
 
 
@@ -609,13 +664,12 @@ def _begins(old: Record, new: Record) -> bool:
     return old.state is not State.SENDING or old.claim_id != new.claim_id
 
 
-def void_message(_message: Message[None]) -> None:
-    """Nobody needs it."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """All that a run depends on, its faults apart. `skews` has a machine each; `points` makes crash points steps."""
+    """All that a run depends on, its faults apart. `skews` has a machine each; `points` makes crash points steps.
+
+    `batch`: the provider takes several emails in one request. `events`: it tells of what it has accepted.
+    """
 
     offer: Offer
     jobs: tuple[Job, ...]
@@ -624,6 +678,8 @@ class Scenario:
     gated: bool = False
     points: bool = False
     clerk: bool = True
+    batch: BatchKeys | None = None
+    events: bool = False
 
 
 class World:
@@ -638,12 +694,15 @@ class World:
         self.policy = Policy(
             lease_seconds=LEASE, http_timeout_seconds=HTTP, window_seconds=scenario.offer.window_seconds
         )
-        self.side = AcceptingSide(scenario.offer)
+        self.side = AcceptingSide(scenario.offer, scenario.batch)
         self.table = Table(self._applied)
         self.queue = Queue(self)
         self.calls: dict[str, Call] = {}
         self.known: set[str] = set()
+        #: Schedulers that have slots to enqueue yet.
+        self.keeping = 0
         self.missed: set[str] = set()
+        self.durable = {job.name for job in scenario.jobs if job.durable}
         self.trace: list[str] = []
         self.keys: dict[str, str] = {}
         self._tracing = tracing
@@ -657,7 +716,7 @@ class World:
         #: Kept, so that no two have one identity.
         self._payloads: list[Mapping[str, Any]] = []
         self.functions: dict[str, JobFunction] = {"build": self._build}
-        self._workers = [_Worker(self, number, skew) for number, skew in enumerate(scenario.skews, 1)]
+        self.workers = [Worker(self, number, skew) for number, skew in enumerate(scenario.skews, 1)]
 
     def run(self) -> None:
         """Until everything has come to rest; what was late to the last arrives then. Raises `Violation`."""
@@ -700,13 +759,13 @@ class World:
         """Let it happen after so many true seconds."""
         self.scheduler.at(self.scheduler.now + seconds, action)
 
-    def say(self, worker: _Worker, what: Callable[[], str]) -> None:
+    def say(self, worker: Worker, what: Callable[[], str]) -> None:
         """Write into the trace."""
         if self._tracing:
             at = self.scheduler.now - START
             self.trace.append(f"{at:12.3f} machine {worker.number} {worker.name}: {what()}")
 
-    def step_clock(self, worker: _Worker, seconds: float) -> None:
+    def step_clock(self, worker: Worker, seconds: float) -> None:
         """Somebody sets a machine's wall clock."""
         worker.clock.skew += seconds
 
@@ -721,6 +780,9 @@ class World:
     def _produce(self, job: Job, number: int) -> None:
         """A producer: what it is not sure of, it enqueues again."""
         message = self._message(job, number)
+        if job.durable:
+            self._write_down(job, message)
+            return
         for _ in range(10):
             fault = self.faults.meet(job.name, "enqueue")
             if fault is None or fault.kind is Kind.LOST:
@@ -728,10 +790,30 @@ class World:
             if fault is None:
                 return
 
+    def _write_down(self, job: Job, message: Message[None]) -> None:
+        """A producer that has its job in the ledger first; when it is told of an error, or dies, it begins again."""
+        producer = Worker(self, 0, 0.0)
+        producer.name = job.name
+        for _ in range(100):
+            try:
+                producer.app.ask(message, Timing(), durable=True)
+            except LedgerUnavailable:
+                producer.hold(20.0)
+            except Crash:
+                producer.start()
+            else:
+                return
+        raise Violation(f"L0 {job.name}: its producer could not write it down")
+
     def _message(self, job: Job, number: int) -> Message[None]:
         key = job.name if job.keyed else None
+        if job.bulk:
+            names = [f"{job.name}/{n}" for n in range(1, job.bulk + 1)]
+            self.keys |= {name: name for name in names}
+            emails = [self.email(job, name, "text") for name in names]
+            return replace(part_message(next(cut(job.name, emails))), message_timestamp=int(self.scheduler.now * 1000))
         if job.emails is None:
-            email = self._email(job, job.name, "other" if job.conflict and number else "text")
+            email = self.email(job, job.name, "other" if job.conflict and number else "text")
             message = email_message(email, key, job.choice)[0]
         else:
             name = "late" if job.unknown_until else "build"
@@ -745,7 +827,8 @@ class World:
         self.keys |= {f"{job.name}{member}": f"{own}{member}" for member in members}
         return replace(message, kwargs=kwargs, message_id=message_id, message_timestamp=int(self.scheduler.now * 1000))
 
-    def _email(self, job: Job, name: str, text: str) -> Email:
+    def email(self, job: Job, name: str, text: str) -> Email:
+        """One email of a job."""
         subject = f"{INVALID} {name}" if job.invalid else name
         return Email(from_="shop@example.com", to="ann@example.com", subject=subject, text=text)
 
@@ -754,8 +837,8 @@ class World:
         texts = [f"built {next(self._built)}" for _ in range(emails)]
         job = Job(name)
         if emails > 1:
-            return [self._email(job, f"{name}/{number}", text) for number, text in enumerate(texts, 1)]
-        return self._email(job, name, texts[0]) if emails else None
+            return [self.email(job, f"{name}/{number}", text) for number, text in enumerate(texts, 1)]
+        return self.email(job, name, texts[0]) if emails else None
 
     # Who does it.
 
@@ -765,7 +848,7 @@ class World:
             self.scheduler.at(self.scheduler.now, self._assign)
 
     def _assign(self) -> None:
-        free = [worker for worker in self._workers if not worker.busy]
+        free = [worker for worker in self.workers if not worker.busy]
         letter = self.queue.take() if free else None
         if letter is not None:
             worker = free[0] if len(free) == 1 else free[int(self._chance.random() * len(free))]
@@ -776,14 +859,14 @@ class World:
     def _reconcile(self) -> None:
         if self._is_through():
             return
-        free = [worker for worker in self._workers if not worker.busy]
+        free = [worker for worker in self.workers if not worker.busy]
         self.later(self._pause, self._reconcile)
         if free:
             free[int(self._chance.random() * len(free))].reconcile()
 
     def _is_through(self) -> bool:
         """Whether nothing can change any more: all ended, or the reconcilers have long found nothing to do."""
-        if self.queue.letters or any(worker.busy for worker in self._workers):
+        if self.keeping or self.queue.letters or any(worker.busy for worker in self.workers):
             self._quiet = 0.0
             return False
         if all(self._rests(record) for record in self.table.records()):
@@ -816,14 +899,15 @@ class World:
 
     def check_acknowledged(self, letter: Letter) -> None:
         """A: what is acknowledged has ended, durably, and what it split into is in the queue or has a record."""
-        kwargs = letter.message.kwargs
-        key = kwargs.get("key", letter.message.message_id)
+        for key in keys_of(letter.message):
+            self._check_ended(key)
+
+    def _check_ended(self, key: str) -> None:
         record = self.table.read(key)
         if record is None or not record.ended:
             raise Violation(f"A {key}: acknowledged while {record.state if record else 'absent'}")
         if record.state is State.SPLIT:
             for part in parts_of(record):
-                assert isinstance(part, Ready)
                 if self.table.read(part.key) is None and not self.queue.holds(part.key):
                     raise Violation(f"A {part.key}: nobody has it, and the list it belongs to is acknowledged")
 
