@@ -132,8 +132,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def __init__(self, open_store: Callable[[str], Both]) -> None:
         super().__init__()
         namespace = uuid.uuid4().hex
-        self._open = lambda: open_store(namespace)
-        self._store = self._open()  # type: ignore[no-untyped-call]  # hypothesis gives it no types
+        self._open: Callable[[], Both] = lambda: open_store(namespace)
+        self._store = self._open()
         self._model = _Dictionary()
         self._sides = (_Side(self._model), _Side(self._store))
         self._views: list[Record] = []
@@ -250,7 +250,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         """What another process would see is what is durable."""
-        other = self._open()  # type: ignore[no-untyped-call]  # the same
+        other = self._open()
         self._same([[self._model.read(key) for key in _KEYS], [other.read(key) for key in _KEYS]])
         if other is not self._store:
             other.close()
