@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -72,6 +73,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--ledger", choices=("valkey", "dynamodb", "sqlite"), default="valkey")
     parser.add_argument("--seed", type=int, help="what the faults are drawn from (default: another one each time)")
     given = parser.parse_args(arguments)
+    # So that whatever was started ends with this process, also when it is told to stop.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     seed = random.randrange(1_000_000) if given.seed is None else given.seed
     outcome = run(Run(given.jobs, given.kills, given.ledger, seed), _say)
     _show(outcome)
