@@ -56,7 +56,7 @@ _DURATIONS = {
     "IDEM_SHUTDOWN_SECONDS": "5",
     "IDEM_BACKOFF_SECONDS": "0.1",
     "IDEM_RECONCILE_SECONDS": "2",
-    "IDEM_SWEEP_SECONDS": "10",
+    "IDEM_SWEEP_SECONDS": "30",
     "IDEM_RATE_PER_SECOND": "100000",
     # Dramatiq's own pause before it connects again, in ms.
     "dramatiq_restart_delay": "100",
