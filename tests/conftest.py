@@ -13,6 +13,8 @@ from tests.scene import Scene, open_scene
 # How long an example takes says something about the machine, and nothing about the code.
 settings.register_profile("idem", deadline=None)
 settings.load_profile("idem")
+# By `--hypothesis-profile=nightly`: a hundred times as many examples of everything.
+settings.register_profile("nightly", deadline=None, max_examples=100 * settings().max_examples)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from tests.chaos.faults import Chaos
 from tests.chaos.fleet import Fleet
 from tests.chaos.intentions import Intention, Poster, Producer, Progress, plan
 from tests.chaos.stage import TRIGGERED, Stage, keep, stage
-from tests.chaos.verdict import Effect, Judge, Verdict, effects, slots_between, write_violations
+from tests.chaos.verdict import Effect, Judge, Verdict, Violation, effects, slots_between, write_violations
 
 _LOOK_SECONDS = 0.2
 _REPORT_SECONDS = 5.0
@@ -72,6 +73,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--ledger", choices=("valkey", "dynamodb", "sqlite"), default="valkey")
     parser.add_argument("--seed", type=int, help="what the faults are drawn from (default: another one each time)")
     given = parser.parse_args(arguments)
+    # So that whatever was started ends with this process, also when it is told to stop.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     seed = random.randrange(1_000_000) if given.seed is None else given.seed
     outcome = run(Run(given.jobs, given.kills, given.ledger, seed), _say)
     _show(outcome)
@@ -96,7 +99,8 @@ class _Play:
         self._say = say
         self._said_at = 0.0
         self._fleet = Fleet(set_up, told.dice("fleet"))
-        self._progress = Progress(lambda: self._fleet.kills / max(1, told.kills))
+        self._over = False
+        self._progress = Progress(lambda: 1.0 if self._over else self._fleet.kills / max(1, told.kills))
         self._chaos = Chaos(set_up, self._fleet, self._progress, told.kills, told.dice("faults"))
         self._judge = Judge(set_up, self._progress)
         self._intentions: list[Intention] = plan(told.jobs, told.dice("plan"))
@@ -113,6 +117,7 @@ class _Play:
         self._chaos.run(self._told.jobs, self._report)
         struck = time.monotonic()
         self._chaos.mend()
+        self._over = True
         self._wait_for(lambda: not any(thread.is_alive() for thread in threads))
         self._fleet.end(self._fleet.schedulers)
         intended = effects(self._intentions, self._progress, self._slots())
@@ -121,6 +126,9 @@ class _Play:
         self._fleet.end(self._fleet.members)
         self._stage.sandbox.read()
         verdict = self._judge.judge(intended)
+        if self._fleet.kills < self._told.kills:
+            missing = f"{self._fleet.kills} of {self._told.kills}: the machine is too busy, or nothing moves"
+            verdict.violations.append(Violation("too few kills", "the run", missing))
         seconds = {"seconds": round(settled - began, 1), "settling": round(settled - struck, 1)}
         return Outcome(self._figures(verdict) | seconds, verdict, self._stage.folder)
 

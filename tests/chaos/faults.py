@@ -19,7 +19,7 @@ _KILL_SECONDS = 0.25
 _READ_SECONDS = 0.5
 #: So many emails may wait before the next kill does: what is killed faster than it works gets nowhere.
 _BACKLOG = 250
-_PATIENCE_SECONDS = 120.0
+_PATIENCE_SECONDS = 300.0
 
 #: The provider's days: what each strikes with, all of it on top of a delay.
 WEATHERS: Final[tuple[tuple[dict[str, Any], ...], ...]] = (

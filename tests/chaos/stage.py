@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import sqlite3
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from idem import LedgerUnavailable
 from tests import services
 from tests.chaos.zygote import Zygote
 from tests.ports import free_port
@@ -54,7 +56,7 @@ _DURATIONS = {
     "IDEM_SHUTDOWN_SECONDS": "5",
     "IDEM_BACKOFF_SECONDS": "0.1",
     "IDEM_RECONCILE_SECONDS": "2",
-    "IDEM_SWEEP_SECONDS": "10",
+    "IDEM_SWEEP_SECONDS": "30",
     "IDEM_RATE_PER_SECOND": "100000",
     # Dramatiq's own pause before it connects again, in ms.
     "dramatiq_restart_delay": "100",
@@ -112,6 +114,8 @@ class _DynamoDb:
 
     def __init__(self) -> None:
         self._endpoint = services.dynamodb_local()
+        # This process enqueues, and reads the records.
+        os.environ.update(services.CREDENTIALS)
         self.environ = services.aws_environ(self._endpoint) | {
             "IDEM_LEDGER_URL": f"dynamodb://{services.REGION}/chaos-{uuid.uuid4().hex}"
         }
@@ -209,7 +213,7 @@ class Stage:
         wait_for(self._is_open)
         self.apps = {lane: App(Settings.load(self.environ(lane), folder)) for lane in LANES}
         for app in self.apps.values():
-            app.ledger.create()
+            wait_for(lambda: _created(app))  # noqa: B023 - called before the next one
 
     def environ(self, lane: Lane) -> dict[str, str]:
         """What a process of that lane is told."""
@@ -235,6 +239,14 @@ class Stage:
             self.sandbox.read()
             return True
         return False
+
+
+def _created(app: App) -> bool:
+    """A server of DynamoDB's kind answers late while it starts."""
+    with contextlib.suppress(LedgerUnavailable):
+        app.ledger.create()
+        return True
+    return False
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ _PR_SET_PDEATHSIG = 1
 #: How soon an accepted email can be found, and after how long a message counts as lost beyond two redeliveries. These
 #: two are facts about providers and brokers, and no settings; in a run of minutes they must be short too.
 LAG_SECONDS = 1.0
-LOST_SECONDS = 10.0
+LOST_SECONDS = 60.0
 
 _MODULES = (
     *(f"workers.cli.{name}" for name in ("sandbox", "scheduler", "webhooks", "worker")),
