@@ -79,6 +79,14 @@ class Cells(Protocol):
         ...
 
 
+class PassingCells(Cells, Protocol):
+    """Cells that the store may forget in time."""
+
+    def swap_cell(self, name: str, old: bytes | None, new: bytes, *, expires_at: float | None = None) -> bytes | None:
+        """See `Cells.swap_cell`; a store that forgets at all may forget the cell at `expires_at` (Unix seconds)."""
+        ...
+
+
 def asked_among(lists: Callable[[State, int], Iterator[Record]], limit: int) -> Iterator[Record]:
     """`Store.asked` for a store that lists every state of `ASKED` at no great cost."""
     found = (record for state in ASKED for record in lists(state, limit) if record.durable)

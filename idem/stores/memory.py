@@ -64,8 +64,15 @@ class MemoryStore:
         with self._lock:
             return self._cells.get(name)
 
-    def swap_cell(self, name: str, old: bytes | None, new: bytes) -> bytes | None:
-        """See `Cells.swap_cell`."""
+    def swap_cell(
+        self,
+        name: str,
+        old: bytes | None,
+        new: bytes,
+        *,
+        expires_at: float | None = None,  # noqa: ARG002 - nothing is forgotten here
+    ) -> bytes | None:
+        """See `PassingCells.swap_cell`."""
         with self._lock:
             stored = self._cells.get(name)
             if stored != old:

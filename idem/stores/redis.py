@@ -205,10 +205,12 @@ class RedisStore:
             (value,) = cast("list[bytes | None]", self._client().hmget(self._cell(name), ["value"]))
         return value
 
-    def swap_cell(self, name: str, old: bytes | None, new: bytes) -> bytes | None:
-        """See `Cells.swap_cell`. One round trip."""
+    def swap_cell(self, name: str, old: bytes | None, new: bytes, *, expires_at: float | None = None) -> bytes | None:
+        """See `PassingCells.swap_cell`. One round trip."""
+        until = b"" if expires_at is None else b"%d" % (expires_at * 1000)
         with _translated():
-            return cast("bytes | None", self._swap_cell.run(self._client(), [self._cell(name)], (old or b"", new)))
+            refused = self._swap_cell.run(self._client(), [self._cell(name)], (old or b"", new, until))
+        return cast("bytes | None", refused)
 
     def close(self) -> None:
         """See `Store.close`."""

@@ -3,7 +3,7 @@
 -- A cell is a hash of one field, because a ledger's user may run the commands of hashes anyhow:
 --   idem-ledger:{$namespace/cell/$name}:cell   hash: value
 --
--- KEYS = {cell}, ARGV = {old value (empty: there is to be none), value}
+-- KEYS = {cell}, ARGV = {old value (empty: there is to be none), value, when to forget it (Unix milliseconds; empty: never)}
 --
 -- Returns nil when it was written; else the value that stood in the way, empty when there was none.
 
@@ -12,4 +12,7 @@ if stored ~= ARGV[1] then
     return stored
 end
 redis.call("hset", KEYS[1], "value", ARGV[2])
+if ARGV[3] ~= "" then
+    redis.call("pexpireat", KEYS[1], ARGV[3])
+end
 return nil

@@ -145,8 +145,15 @@ class SqliteStore:
             ).fetchone()
         return None if row is None else bytes(row[0])
 
-    def swap_cell(self, name: str, old: bytes | None, new: bytes) -> bytes | None:
-        """See `Cells.swap_cell`."""
+    def swap_cell(
+        self,
+        name: str,
+        old: bytes | None,
+        new: bytes,
+        *,
+        expires_at: float | None = None,  # noqa: ARG002 - nothing is forgotten here
+    ) -> bytes | None:
+        """See `PassingCells.swap_cell`."""
         insert = "INSERT INTO cells (value, namespace, name) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
         update = "UPDATE cells SET value = ? WHERE namespace = ? AND name = ? AND value = ?"
         where = (new, self._namespace, name)

@@ -2,9 +2,10 @@
 
     pk    S  U+001F "cell" U+001F <namespace> U+001F <name>
     w     B  the value
+    ttl   N  when the item may be forgotten, of the few cells that may be
 
 The primary key begins with a character that no namespace has, as that of the table's format does; the item has no `ap`,
-so that the index does not know it, and no `ttl`.
+so that the index does not know it.
 """
 
 from __future__ import annotations
@@ -37,12 +38,15 @@ def read_cell(connection: Connection, table: str, pk: str) -> bytes | None:
     return _value(answer.get("Item"))
 
 
-def swap_cell(connection: Connection, table: str, pk: str, old: bytes | None, new: bytes) -> bytes | None:
-    """See `Cells.swap_cell`. One write unit."""
+def swap_cell(  # noqa: PLR0913 - where, and what
+    connection: Connection, table: str, pk: str, old: bytes | None, new: bytes, *, expires_at: float | None = None
+) -> bytes | None:
+    """See `PassingCells.swap_cell`. One write unit for each KB."""
     client: DynamoClient = connection.client
+    ttl = {} if expires_at is None else {"ttl": {"N": str(int(expires_at))}}
     request = {
         "TableName": table,
-        "Item": key_value(pk) | {"w": {"B": new}},
+        "Item": key_value(pk) | {"w": {"B": new}} | ttl,
         "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
     } | _condition(old)
     with translated(table_place(table), "dynamodb:PutItem"):

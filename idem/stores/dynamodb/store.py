@@ -132,9 +132,10 @@ class DynamoStore:
         """See `Cells.read_cell`."""
         return read_cell(self._connection, self._name, cell_key(self._namespace, name))
 
-    def swap_cell(self, name: str, old: bytes | None, new: bytes) -> bytes | None:
-        """See `Cells.swap_cell`."""
-        return swap_cell(self._connection, self._name, cell_key(self._namespace, name), old, new)
+    def swap_cell(self, name: str, old: bytes | None, new: bytes, *, expires_at: float | None = None) -> bytes | None:
+        """See `PassingCells.swap_cell`."""
+        pk = cell_key(self._namespace, name)
+        return swap_cell(self._connection, self._name, pk, old, new, expires_at=expires_at)
 
     def close(self) -> None:
         """See `Store.close`."""

@@ -337,7 +337,10 @@ def test_a_write_whose_answer_is_lost_is_recognised_by_what_is_read_next() -> No
     scheduler = stage.scheduler()
 
     class Lossy(MemoryStore):
-        def swap_cell(self, name: str, old: bytes | None, new: bytes) -> bytes | None:
+        def swap_cell(
+            self, name: str, old: bytes | None, new: bytes, *, expires_at: float | None = None
+        ) -> bytes | None:
+            assert expires_at is None
             stage.store.swap_cell(name, old, new)
             raise LedgerUnavailable("no answer")
 
