@@ -127,8 +127,9 @@ class Record:
     `unsure_since` is the start of the first attempt that may have been accepted: the provider's window counts from it.
     `opened_at` is set when the key was opened again: how long to try counts from it. `cut` is how many emails of a
     SPLIT list go together; None means that each goes by itself. `batched`: its attempts go out in requests for several
-    emails, of which a provider may keep the keys apart from those of other requests. `durable`: its producer wrote it
-    down first, so that it is enqueued again should its message be lost; `call` are then the arguments of its job as
+    emails, of which a provider may keep the keys apart from those of other requests. `marked`: they carry the derived
+    key where the provider's events bring it back, which those of former versions did not. `durable`: its producer wrote
+    it down first, so that it is enqueued again should its message be lost; `call` are then the arguments of its job as
     JSON, until the email is frozen. No attempt that is the first as far as acceptance goes begins after `expires_at`.
     """
 
@@ -151,6 +152,7 @@ class Record:
     opened_at: float | None = None
     cut: int | None = None
     batched: bool | None = None
+    marked: bool | None = None
     in_doubt: InDoubt | None = None
     durable: bool | None = None
     call: str | None = field(default=None, repr=False)
@@ -516,8 +518,8 @@ def claim(record: Record | None, intent: Intent, *, now: float, claim_id: str, r
     elif record.fingerprint is None:
         record = replace(record, fingerprint=intent.fingerprint)
     if move is not Move.REPLAY:
-        # What may have been accepted by one door would not be recognised at the other.
-        record = replace(record, batched=intent.batched or None)
+        # What may have been accepted by one door, or as it was made then, would not be recognised otherwise.
+        record = replace(record, batched=intent.batched or None, marked=True)
     return Take(_take(record, move, now, claim_id, rules, split=intent.split))
 
 
