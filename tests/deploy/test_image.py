@@ -15,7 +15,7 @@ from tests.deploy.files import BIN, DEPLOY, ROOT, load_yaml
 from workers.settings import Settings
 
 _DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
-_EXTRAS = ("dynamodb", "redis", "ses", "sqs", "web")
+_EXTRAS = ("dynamodb", "events", "redis", "ses", "sqs", "web")
 _EXPORT = (
     "uv export -q --frozen --no-emit-project --no-header --no-dev --group build "
     + " ".join(f"--extra {extra}" for extra in _EXTRAS)
