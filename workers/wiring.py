@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from idem.clock import Clock, SystemClock
 from idem.email import Email
 from idem.errors import MissingExtra, SettingsError
+from idem.events import EventNotes
 from idem.gate import Gate
 from idem.ledger import Ledger
 from idem.pace import Rate
@@ -18,10 +19,12 @@ from idem.protocol import InDoubt
 from idem.providers.base import Contract, Prepared, Provider
 from idem.reconcile import Patience, Reconciler
 from idem.send import Point, Sender
-from idem.stores.base import Cells, Store
+from idem.stores.base import Cells, PassingCells, Store
 from idem.stores.sqlite import SqliteStore
+from idem.suppression import Suppression
 from workers.settings import Settings
 from workers.webhooks.declared import Declared
+from workers.webhooks.hearing import Hearing
 from workers.webhooks.sources import Source, open_sources
 
 if TYPE_CHECKING:
@@ -30,12 +33,13 @@ if TYPE_CHECKING:
 
     from workers.brokers.redis import RedisBroker
     from workers.brokers.sqs import SqsBroker
+    from workers.webhooks.event import Event
 
     #: What dramatiq's worker takes, and the rest of the package.
     AnyBroker = RedisBroker | SqsBroker
 
 
-class LedgerStore(Store, Cells, Protocol):
+class LedgerStore(Store, PassingCells, Protocol):
     """What every store is: records, and the cells beside them."""
 
 
@@ -150,6 +154,22 @@ def build_gate(settings: Settings, cells: Cells, clock: Clock | None = None) -> 
     )
 
 
+def build_notes(settings: Settings, cells: PassingCells, clock: Clock | None = None) -> EventNotes:
+    """What providers' events told, kept for as long as records are."""
+    return EventNotes(cells, clock=clock or SystemClock(), keep_seconds=settings.retention_seconds)
+
+
+def build_suppression(settings: Settings, cells: Cells, clock: Clock | None = None) -> Suppression:
+    """The suppression list, whether it is in use or not."""
+    return Suppression(cells, settings.namespace, clock=clock or SystemClock())
+
+
+def build_hearing(settings: Settings, cells: PassingCells) -> Hearing:
+    """What the receiver of webhooks does with events of email providers."""
+    suppression = build_suppression(settings, cells) if settings.suppression == "on" else None
+    return Hearing(build_notes(settings, cells), suppression)
+
+
 def _others(settings: Settings) -> tuple[str, ...]:
     """Providers beside the first choice that a worker can speak to: those with credentials, and the second choice.
 
@@ -193,8 +213,8 @@ def check_with(settings: Settings) -> Callable[[Email], None]:
     return adapter.check
 
 
-def build_sender(
-    settings: Settings, ledger: Ledger, clock: Clock, reach: Callable[[Point], None], gate: Gate
+def build_sender(  # noqa: PLR0913 - the parts of a sender
+    settings: Settings, ledger: Ledger, clock: Clock, reach: Callable[[Point], None], *, gate: Gate, cells: Cells
 ) -> Sender:
     """The sender of a worker process."""
     providers = build_providers(settings)
@@ -207,10 +227,19 @@ def build_sender(
         namespace=settings.namespace,
         reach=reach,
         heed=gate.heed,
+        withhold=_withhold_with(settings, cells, clock),
     )
 
 
-def build_reconciler(settings: Settings, ledger: Ledger, clock: Clock, resume: Callable[[str], None]) -> Reconciler:
+def _withhold_with(settings: Settings, cells: Cells, clock: Clock) -> Callable[[Email], str | None]:
+    if settings.suppression == "off":
+        return lambda _email: None
+    return build_suppression(settings, cells, clock).withhold
+
+
+def build_reconciler(
+    settings: Settings, ledger: Ledger, clock: Clock, resume: Callable[[str], None], cells: PassingCells
+) -> Reconciler:
     """What finds out about emails in doubt."""
     return Reconciler(
         ledger,
@@ -226,6 +255,7 @@ def build_reconciler(settings: Settings, ledger: Ledger, clock: Clock, resume: C
         ),
         resume=resume,
         in_doubt=InDoubt(settings.in_doubt),
+        events=build_notes(settings, cells, clock),
     )
 
 
@@ -236,7 +266,11 @@ def build_sources(settings: Settings) -> dict[str, Source]:
 
 
 def build_webhooks(
-    settings: Settings, declared: Declared, enqueue: Callable[[Message[None]], Any], clock: Clock
+    settings: Settings,
+    declared: Declared,
+    enqueue: Callable[[Message[None]], Any],
+    clock: Clock,
+    hear: Callable[[Event], bool],
 ) -> Starlette:
     """The receiver of webhooks; `SettingsError` when a source that a job waits for has no secret."""
     try:
@@ -250,6 +284,7 @@ def build_webhooks(
         sources,
         declared,
         enqueue,
+        hear=hear,
         clock=clock,
         tolerance_seconds=settings.webhook_tolerance_seconds,
         most_bytes=int(settings.webhook_bytes),
