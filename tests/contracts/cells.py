@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -10,13 +11,13 @@ from typing import Protocol
 import pytest
 
 from idem.protocol import State
-from idem.stores.base import Cells, Store
+from idem.stores.base import PassingCells, Store
 from tests.records import make_record
 
 _THREADS = 8
 
 
-class Both(Store, Cells, Protocol):
+class Both(Store, PassingCells, Protocol):
     """A store with its cells."""
 
 
@@ -44,6 +45,13 @@ class CellContract:
         assert cells.swap_cell("c", b"1", b"2") is None
         assert cells.swap_cell("c", b"1", b"2") == b"2", "a write that arrives twice"
         assert cells.read_cell("c") == b"2"
+
+    def test_a_cell_that_may_be_forgotten_is_there_until_then(self, cells: Both) -> None:
+        until = time.time() + 3_600
+        assert cells.swap_cell("c", None, b"1", expires_at=until) is None
+        assert cells.swap_cell("c", b"1", b"2", expires_at=until) is None
+        assert cells.swap_cell("c", b"2", b"3") is None
+        assert cells.read_cell("c") == b"3"
 
     def test_any_bytes_come_back(self, cells: Both) -> None:
         value = bytes(range(256)) * 3
