@@ -123,7 +123,7 @@ class Record:
     """The ledger's item for one key. Times are Unix seconds.
 
     `job` names the function that builds the email, None for an email that arrived ready; `body` holds what it built.
-    An email that arrived ready has a `body` only once it was in doubt: it can then be sent again without its message.
+    An email that arrived ready has a `body` once it was in doubt or withheld: it can be sent without its message then.
     `unsure_since` is the start of the first attempt that may have been accepted: the provider's window counts from it.
     `opened_at` is set when the key was opened again: how long to try counts from it. `cut` is how many emails of a
     SPLIT list go together; None means that each goes by itself. `batched`: its attempts go out in requests for several
@@ -716,7 +716,7 @@ def settle(  # noqa: PLR0913 - a transition's arguments are all that it depends 
     """RENDERING or SENDING -> what the holder's outcome makes of it. `jitter` is drawn from 0..1.
 
     While rendering, nothing can have been accepted: only `NotSent` and `Rejected` are outcomes then. `body` is the
-    canonical email of a message that carries it: a doubt keeps it, since the message goes.
+    canonical email of a message that carries it: a doubt keeps it, since the message goes, and a key that is withheld.
     """
     if record.state is State.RENDERING and isinstance(outcome, Accepted | Unknown):
         raise ValueError(f"{type(outcome).__name__} is not an outcome of rendering")
@@ -738,7 +738,8 @@ def settle(  # noqa: PLR0913 - a transition's arguments are all that it depends 
         return replace(settled, message_id=outcome.message_id, reason=None, body=None)
     if state is State.SENT:
         return _proved(settled)
-    if state is State.IN_DOUBT and record.body is None:
+    withheld = isinstance(outcome, Rejected) and outcome.ground is Ground.WITHHELD
+    if (state is State.IN_DOUBT or withheld) and record.body is None:
         settled = replace(settled, body=body)
     if state is State.RETRY:
         settled = replace(settled, unsure_since=None, generation=_next_generation(record, outcome))

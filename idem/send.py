@@ -17,7 +17,7 @@ from idem.email import Email, fingerprint
 from idem.errors import BodyTooLarge, EmailError, InvalidKey, JobError, LedgerError
 from idem.keys import provider_key, take_explicit
 from idem.ledger import Claim, Ledger, Lost
-from idem.outcome import NotSent, Outcome, Rejected
+from idem.outcome import Ground, NotSent, Outcome, Rejected
 from idem.privacy import redact
 from idem.protocol import Conflict, InDoubt, Intent, Record, State
 from idem.providers.api import marked
@@ -297,7 +297,7 @@ class Sender:
             why = self._withhold(attempt.emails[0])
         except LedgerError as error:
             return NotSent(f"the suppression list cannot be asked: {error}")
-        return None if why is None else Rejected(why)
+        return None if why is None else Rejected(why, Ground.WITHHELD)
 
     def _call_whole(self, attempt: _Attempt, provider: Provider, key: str, deadline: Deadline) -> Outcome:
         """Several emails under one key. Once accepted, each gets its record before the request is settled.

@@ -166,7 +166,9 @@ def provider_rows() -> list[str]:
 
 def _provider_row(contract: Contract) -> str:
     checked = f"[{contract.checked}]({contract.source})"
-    columns = (f"`{contract.name}`", _keys(contract), _after_a_lost_answer(contract), _together(contract), checked)
+    events = contract.events.handle if contract.events is not None else "no"
+    answers = (_keys(contract), _after_a_lost_answer(contract), _together(contract), events)
+    columns = (f"`{contract.name}`", *answers, checked)
     return f"| {' | '.join(columns)} |"
 
 

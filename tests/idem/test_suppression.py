@@ -218,8 +218,10 @@ class TestOnItsWay:
         assert provider.calls == []
 
         listed.remove(email.to[0])
-        assert ledger.resolve(ended.record, Resolution.REOPEN, by="a person") is not None
-        sender.send(Ready("k", email))
+        reopened = ledger.resolve(ended.record, Resolution.REOPEN, by="a person")
+        assert reopened is not None
+        assert reopened.resumable
+        sender.send(Resume("k"))
         record = ledger.read("k")
         assert record is not None
         assert (record.state, len(provider.accepted)) == (State.SENT, 1)
