@@ -10,6 +10,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -195,6 +196,13 @@ class Email:
         parts = self.as_dict()
         parts["headers"] = kept
         return Email.from_dict(parts)
+
+    def with_mark(self, *, metadata: Mapping[str, str] = MappingProxyType({}), tags: tuple[str, ...] = ()) -> Email:
+        """The same email with more metadata or tags of our own, which count for none of the limits above."""
+        marked = copy(self)
+        object.__setattr__(marked, "metadata", MappingProxyType({**self.metadata, **metadata}))
+        object.__setattr__(marked, "tags", (*self.tags, *tags))
+        return marked
 
 
 def fingerprint(canonical: bytes) -> str:

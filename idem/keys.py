@@ -15,6 +15,7 @@ from idem.email import Email
 from idem.errors import InvalidKey
 
 MAX_KEY = 255
+_PROVIDER_KEY = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 _RANGE = re.compile(r".+/(?P<first>[0-9]{1,10})-(?P<last>[0-9]{1,10})")
 _MAX_STEM = MAX_KEY - len("/1000000000-1000000000")
 _KEY_HEADER = "idempotency-key"
@@ -102,3 +103,8 @@ def provider_key(namespace: str, key: str, generation: int) -> str:
     """
     parts = b"\0".join([b"idem-workers/1", namespace.encode(), key.encode(), str(generation).encode()])
     return base64.urlsafe_b64encode(hashlib.sha256(parts).digest()).rstrip(b"=").decode("ascii")
+
+
+def is_provider_key(text: str) -> bool:
+    """Whether `provider_key` could have made this text."""
+    return _PROVIDER_KEY.fullmatch(text) is not None

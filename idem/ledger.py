@@ -295,11 +295,11 @@ class Ledger:
         return None if stored is not None and _is_own(stored, new) else stored
 
     def _write_what_fits(self, old: Record | None, new: Record) -> Record | None:
-        """The same, less the email of a doubt that is too large to keep: then only its message, or a person, has it."""
+        """The same, less an email that is too large to be kept: then only its message, or a person, has it."""
         try:
             return self._write(old, new)
         except BodyTooLarge:
-            if new.state is not State.IN_DOUBT:
+            if new.state not in {State.IN_DOUBT, State.REJECTED}:
                 raise
             return self._write(old, replace(new, body=None))
 

@@ -23,6 +23,8 @@ class Ground(StrEnum):
     """These bytes are not acceptable."""
     CONFLICT = "conflict"
     """The key is already bound to other bytes: the one answer here that is about the key itself."""
+    WITHHELD = "withheld"
+    """Not asked at all: a recipient is on our own list. Nothing is wrong with the email, and the record keeps it."""
 
 
 @dataclass(frozen=True, slots=True)

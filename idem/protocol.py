@@ -141,14 +141,15 @@ class Record:
     """The ledger's item for one key. Times are Unix seconds.
 
     `job` names the function that builds the email, None for an email that arrived ready; `body` holds what it built.
-    An email that arrived ready has a `body` only once it was in doubt: it can then be sent again without its message.
+    An email that arrived ready has a `body` once it was in doubt or withheld: it can be sent without its message then.
     `unsure_since` is the start of the first attempt that may have been accepted: the provider's window counts from it.
     `opened_at` is set when the key was opened again: how long to try counts from it. `cut` is how many emails of a
     SPLIT list go together; None means that each goes by itself, or that the list is not fixed yet. `batched`: its
     attempts go out in requests for several emails, of which a provider may keep the keys apart from those of other
-    requests. `durable`: its producer wrote it down first, so that it is enqueued again should its message be lost;
-    `call` are then the arguments of its job as JSON, until the email is frozen. No attempt that is the first as far as
-    acceptance goes begins after `expires_at`.
+    requests. `marked`: they carry the derived key where the provider's events bring it back, which those of former
+    versions did not. `durable`: its producer wrote it down first, so that it is enqueued again should its message be
+    lost; `call` are then the arguments of its job as JSON, until the email is frozen. No attempt that is the first as
+    far as acceptance goes begins after `expires_at`.
     """
 
     key: str
@@ -170,6 +171,7 @@ class Record:
     opened_at: float | None = None
     cut: int | None = None
     batched: bool | None = None
+    marked: bool | None = None
     in_doubt: InDoubt | None = None
     durable: bool | None = None
     call: str | None = field(default=None, repr=False)
@@ -547,8 +549,8 @@ def claim(record: Record | None, intent: Intent, *, now: float, claim_id: str, r
     elif record.fingerprint is None:
         record = replace(record, fingerprint=intent.fingerprint)
     if move is not Move.REPLAY:
-        # What may have been accepted by one door would not be recognised at the other.
-        record = replace(record, batched=intent.batched or None)
+        # What may have been accepted by one door, or as it was made then, would not be recognised otherwise.
+        record = replace(record, batched=intent.batched or None, marked=True)
     return Take(_take(record, move, now, claim_id, rules, split=intent.split))
 
 
@@ -769,7 +771,7 @@ def settle(  # noqa: PLR0913 - a transition's arguments are all that it depends 
     """RENDERING or SENDING -> what the holder's outcome makes of it. `jitter` is drawn from 0..1.
 
     While rendering, nothing can have been accepted: only `NotSent` and `Rejected` are outcomes then. `body` is the
-    canonical email of a message that carries it: a doubt keeps it, since the message goes.
+    canonical email of a message that carries it: a doubt keeps it, since the message goes, and a key that is withheld.
     """
     if record.state is State.RENDERING and isinstance(outcome, Accepted | Unknown):
         raise ValueError(f"{type(outcome).__name__} is not an outcome of rendering")
@@ -791,7 +793,8 @@ def settle(  # noqa: PLR0913 - a transition's arguments are all that it depends 
         return replace(settled, message_id=outcome.message_id, reason=None, body=None)
     if state is State.SENT:
         return _proved(settled)
-    if state is State.IN_DOUBT and record.body is None:
+    withheld = isinstance(outcome, Rejected) and outcome.ground is Ground.WITHHELD
+    if (state is State.IN_DOUBT or withheld) and record.body is None:
         settled = replace(settled, body=body)
     if state is State.RETRY:
         settled = replace(settled, unsure_since=None, generation=_next_generation(record, outcome))

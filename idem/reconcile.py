@@ -16,6 +16,7 @@ from enum import StrEnum
 from itertools import islice
 
 from idem.clock import Clock, Deadline
+from idem.events import EventNotes
 from idem.keys import provider_key
 from idem.ledger import Ledger
 from idem.outcome import Accepted
@@ -30,6 +31,8 @@ _ENOUGH = 2
 #: Records of one state that one run looks at. What waits for a person stays at the head of the list, so that a smaller
 #: number would let it hide those that can be looked up.
 _LIMIT = 10_000
+#: After a tenth of the time that it has been in doubt, it is looked for events again.
+_LISTEN_DIVISOR = 10
 #: How often the patience with a durable record is doubled: from 15 min to 16 h.
 _DOUBLINGS = 6
 
@@ -39,6 +42,8 @@ class Step(StrEnum):
 
     FOUND = "found"
     """A look-up showed its acceptance: it is sent."""
+    HEARD = "heard"
+    """The provider's events told of it: it is sent."""
     NOT_FOUND = "not found"
     """Enough look-ups showed none: it is sent again."""
     RESENT = "resent"
@@ -97,6 +102,7 @@ class Reconciler:
         patience: Patience,
         resume: Callable[[str], None],
         in_doubt: InDoubt = InDoubt.HOLD,
+        events: EventNotes | None = None,
     ) -> None:
         self._ledger = ledger
         self._providers = providers
@@ -105,13 +111,19 @@ class Reconciler:
         self._patience = patience
         self._resume = resume
         self._in_doubt = in_doubt
+        self._events = events
+        #: When it is worth while to look again for what events told of a key.
+        self._listen_at: dict[str, float] = {}
 
     def run(self) -> Mapping[Step, int]:
         """Look once at everything that waits; how often each step was taken. Raises `LedgerError`, `BrokerError`."""
         steps: Counter[Step] = Counter()
         silent: set[str] = set()
+        waiting: set[str] = set()
         for record in islice(self._ledger.list(State.IN_DOUBT, _LIMIT), _LIMIT):
+            waiting.add(record.key)
             steps.update(self._settle(record, silent))
+        self._listen_at = {key: at for key, at in self._listen_at.items() if key in waiting}
         for state in (State.RETRY, State.UNSURE):
             for record in islice(self._ledger.list(state, _LIMIT), _LIMIT):
                 steps.update(self._wake(record, self._patience.message))
@@ -119,20 +131,10 @@ class Reconciler:
             steps.update(self._wake(record, self._patience.asked * _growth(record)))
         return steps
 
-    def hear(self, provider_key_: str, message_id: str | None, event_id: str) -> bool:
-        """Take a provider's event about an email that it accepted; whether that ended a doubt.
-
-        The event carries the derived key, which cannot be turned back: it is compared with those of what is in doubt.
-        """
-        for record in self._ledger.list(State.IN_DOUBT, _LIMIT):
-            if self._derived(record) == provider_key_:
-                accepted = Accepted(message_id)
-                self._ledger.testify(record, accepted, witness=event_id, detail=f"an event of {record.provider}")
-                return True
-        return False
-
     def _settle(self, record: Record, silent: set[str]) -> list[Step]:
         """One record in doubt; `silent` are providers that this run need not ask again."""
+        if self._hear(record):
+            return [Step.HEARD]
         provider = self._providers.get(record.provider)
         lookup = provider.contract.lookup if provider is not None else None
         if lookup is not None and record.provider not in silent and isinstance(provider, Searchable):
@@ -140,6 +142,23 @@ class Reconciler:
             if found is not None:
                 return [found]
         return self._choose(record, provider)
+
+    def _hear(self, record: Record, *, at_once: bool = False) -> bool:
+        """Whether the provider's events told of an acceptance, and so settled it.
+
+        What waits for a person is asked about less often the longer it waits: ten thousand of them are as many reads.
+        """
+        now, held = self._clock.now(), (record.in_doubt or self._in_doubt) is InDoubt.HOLD
+        if self._events is None or (held and not at_once and now < self._listen_at.get(record.key, 0.0)):
+            return False
+        heard = self._events.of(self._derived(record))
+        self._listen_at[record.key] = now + (now - last_attempt_at(record)) / _LISTEN_DIVISOR
+        if heard.proof is None:
+            return False
+        witness = f"event {heard.proof.event}"
+        detail = f"an event of {heard.proof.source}: {heard.proof.kind}"
+        self._ledger.testify(record, Accepted(heard.message_id), witness=witness, detail=detail)
+        return True
 
     def _look(self, record: Record, provider: Searchable, lookup: Lookup, silent: set[str]) -> Step | None:
         if not is_look_due(record, lookup, self._patience.lease, self._clock.now()):
@@ -162,6 +181,8 @@ class Reconciler:
     def _conclude(self, record: Record, lookup: Lookup) -> Step | None:
         if len(negatives(record, lookup, self._patience.lease)) < _ENOUGH:
             return None
+        if self._hear(record, at_once=True):
+            return Step.HEARD
         by = f"{_ENOUGH} look-ups at {record.provider} showed none"
         return self._reopen(record, Resolution.NOT_SENT, by, Step.NOT_FOUND)
 
@@ -179,7 +200,9 @@ class Reconciler:
     def _hopeful_until(self, record: Record, provider: Provider | None) -> float:
         """How long a look-up or an event may still tell."""
         last = last_attempt_at(record)
-        if provider is None or (provider.contract.lookup is None and provider.contract.events is None):
+        # With keys, it is in doubt only hours later, when all that events had to tell has been told.
+        has_events = provider is not None and provider.contract.events is not None and provider.contract.key is None
+        if provider is None or not (provider.contract.lookup is not None or has_events):
             return last
         lag = provider.contract.lookup.lag_seconds if provider.contract.lookup is not None else 0.0
         return last + self._patience.lease + _ENOUGH * lag + self._patience.evidence

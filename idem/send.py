@@ -15,12 +15,13 @@ from idem import bulk
 from idem.bulk import Bulk, Group, Part, Ready
 from idem.clock import Clock, Deadline
 from idem.email import Email, fingerprint
-from idem.errors import BodyTooLarge, EmailError, InvalidKey, JobError
+from idem.errors import BodyTooLarge, EmailError, InvalidKey, JobError, LedgerError
 from idem.keys import provider_key, take_explicit
 from idem.ledger import Claim, Ledger, Lost
-from idem.outcome import NotSent, Outcome, Rejected
+from idem.outcome import Ground, NotSent, Outcome, Rejected
 from idem.privacy import redact
 from idem.protocol import Conflict, InDoubt, Intent, Record, State
+from idem.providers.api import marked
 from idem.providers.base import KeyedBatches, KeyedRequests, Provider
 
 _log = logging.getLogger("idem.send")
@@ -110,7 +111,8 @@ class Sender:
     `provider` is the first choice. An attempt goes through the provider that its record names: where that is neither
     this one nor one of `others`, nothing is sent. `heed` is told the provider, the provider key and the outcome of each
     call, before it is settled: it must neither raise nor wait. `hold` is entered while a job builds its email, to renew
-    its claim: without one, somebody else may begin when the lease is over.
+    its claim: without one, somebody else may begin when the lease is over. `withhold` says why an email is not to be
+    sent, and is not asked about one that may have been accepted.
     """
 
     def __init__(  # noqa: PLR0913 - each is one thing that a test or a deployment decides
@@ -125,6 +127,7 @@ class Sender:
         reach: Callable[[Point], None] = lambda _: None,
         heed: Callable[[str, str, Outcome], None] = lambda _provider, _key, _outcome: None,
         hold: Callable[[Building], AbstractContextManager[None]] = lambda _: nullcontext(),
+        withhold: Callable[[Email], str | None] = lambda _email: None,
     ) -> None:
         self._ledger = ledger
         self._provider = provider
@@ -135,6 +138,7 @@ class Sender:
         self._reach = reach
         self._heed = heed
         self._hold = hold
+        self._withhold = withhold
 
     def send(self, source: Source | Group) -> Result:
         """Take one message as far as it goes now. Raises `LedgerError` when the ledger cannot say."""
@@ -189,7 +193,7 @@ class Sender:
             case Ready():
                 return intent_of(source)
             case Bulk(emails=emails):
-                return replace(intent_of(source), split=not bulk.takes(self._provider, emails))
+                return replace(intent_of(source), split=self._goes_apart(emails))
             case Render(key=key, job=job, in_doubt=in_doubt, expires_at=expires_at):
                 return Intent(key, job=job, in_doubt=in_doubt, expires_at=expires_at)
             case Resume(key=key):
@@ -203,7 +207,11 @@ class Sender:
         if record.ended or record.job is not None or record.body is None:
             return False
         emails = bulk.decode(record.body)
-        return len(emails) > 1 and not bulk.takes(self._provider, emails)
+        return len(emails) > 1 and self._goes_apart(emails)
+
+    def _goes_apart(self, emails: Sequence[Email]) -> bool:
+        """Whether several emails need a request each, be it that one is withheld and the others go."""
+        return not bulk.takes(self._provider, emails) or any(map(self._withhold, emails))
 
     def _email(self, source: Source, claim: Claim) -> _Attempt | Record | Lost:
         """The email of this attempt: the message's, the frozen one, or one that is built and frozen now."""
@@ -246,14 +254,18 @@ class Sender:
         if claim.record.durable and emails:
             return self._split_durable(claim, emails)
         body = bulk.encode(emails)
-        return self._ledger.split(claim, body, fingerprint(body), bulk.cut_for(self._provider, emails))
+        return self._ledger.split(claim, body, fingerprint(body), self._cut(emails))
+
+    def _cut(self, emails: Sequence[Email]) -> int | None:
+        """How many of a list go together: each by itself, where one of them is withheld."""
+        return None if any(map(self._withhold, emails)) else bulk.cut_for(self._provider, emails)
 
     def _split_durable(self, claim: Claim, emails: Sequence[Email]) -> Record | Lost:
         """Its emails are asked for before it is done with: from then on nobody looks after it, but after them."""
         body, cut = bulk.encode(emails), claim.record.cut
         if cut is None:
             # Or a crash in between, and a job that then builds something else, would leave emails of two lists.
-            cut = bulk.cut_for(self._provider, emails) or 1
+            cut = self._cut(emails) or 1
             frozen = self._ledger.freeze_list(claim, body, cut)
             if isinstance(frozen, Lost):
                 return frozen
@@ -295,7 +307,7 @@ class Sender:
         if len(attempt.emails) > 1:
             outcome = self._call_whole(attempt, provider, key, deadline)
         else:
-            outcome = provider.send(attempt.emails[0], key, deadline)
+            outcome = provider.send(self._marked(attempt, provider)[0], key, deadline)
         self._heed(provider.contract.name, key, outcome)
         self._reach(Point.ANSWERED)
         return outcome
@@ -309,9 +321,20 @@ class Sender:
         except EmailError as error:
             # What the second choice cannot express, the first one can.
             return Rejected(str(error)) if provider is self._provider else NotSent(str(error))
-        if attempt.claim.lease.left() <= self._http_timeout_seconds:
+        withheld = self._withheld(attempt)
+        if withheld is None and attempt.claim.lease.left() <= self._http_timeout_seconds:
             return NotSent("too little of the lease was left for a request")
-        return None
+        return withheld
+
+    def _withheld(self, attempt: _Attempt) -> NotSent | Rejected | None:
+        """Why the email is not to be sent; what may have been accepted is only repeated, and goes on."""
+        if attempt.claim.record.unsure_since is not None or len(attempt.emails) > 1:
+            return None
+        try:
+            why = self._withhold(attempt.emails[0])
+        except LedgerError as error:
+            return NotSent(f"the suppression list cannot be asked: {error}")
+        return None if why is None else Rejected(why, Ground.WITHHELD)
 
     def _call_whole(self, attempt: _Attempt, provider: Provider, key: str, deadline: Deadline) -> Outcome:
         """Several emails under one key. Once accepted, each gets its record before the request is settled.
@@ -320,7 +343,7 @@ class Sender:
         """
         if not (isinstance(provider, KeyedRequests) and bulk.takes(provider, attempt.emails)):
             return NotSent(f"{provider.contract.title} takes no several emails in one request")
-        batched = provider.send_all(attempt.emails, key, deadline)
+        batched = provider.send_all(self._marked(attempt, provider), key, deadline)
         self._reach(Point.ANSWERED)
         members = Bulk(attempt.claim.record.key, attempt.emails).members()
         for (member, email), outcome in zip(members, batched.each, strict=bool(batched.each)):
@@ -348,11 +371,24 @@ class Sender:
         if not (isinstance(provider, KeyedBatches) and bulk.takes_each(provider)):
             return [NotSent(f"{provider.contract.title} takes no several emails in one request")] * len(attempts)
         self._reach(Point.BEFORE_CALL)
-        pairs = [(attempt.emails[0], self._derived(attempt)) for attempt in attempts]
+        pairs = [(self._marked(attempt, provider)[0], self._derived(attempt)) for attempt in attempts]
         answers = provider.send_each(pairs, deadline)
         self._heed(provider.contract.name, pairs[0][1], answers[0])
         self._reach(Point.ANSWERED)
         return answers
+
+    def _marked(self, attempt: _Attempt, provider: Provider) -> Sequence[Email]:
+        """The emails as they go out: each with its own derived key, unless the first attempt went without."""
+        record = attempt.claim.record
+        if not record.marked:
+            return attempt.emails
+        keys = [record.key]
+        if len(attempt.emails) > 1:
+            keys = [member for member, _ in Bulk(record.key, attempt.emails).members()]
+        return [
+            marked(email, provider.contract, provider_key(self._namespace, key, record.generation))
+            for key, email in zip(keys, attempt.emails, strict=True)
+        ]
 
     def _derived(self, attempt: _Attempt) -> str:
         return provider_key(self._namespace, attempt.claim.record.key, attempt.claim.record.generation)

@@ -226,7 +226,7 @@ _COUNT = (
 
 def test_every_block_is_run_by_a_test() -> None:
     """The rights of an ACL user are in `workers/brokers/test_servers.py`."""
-    assert len(_BLOCKS) == 17
+    assert len(_BLOCKS) == 18
 
 
 def test_runbook(tmp_path: Path) -> None:
@@ -272,7 +272,9 @@ def provider_rows() -> list[str]:
 
 def _provider_row(contract: Contract) -> str:
     checked = f"[{contract.checked}]({contract.source})"
-    columns = (f"`{contract.name}`", _keys(contract), _after_a_lost_answer(contract), _together(contract), checked)
+    events = contract.events.handle if contract.events is not None else "no"
+    answers = (_keys(contract), _after_a_lost_answer(contract), _together(contract), events)
+    columns = (f"`{contract.name}`", *answers, checked)
     return f"| {' | '.join(columns)} |"
 
 

@@ -21,12 +21,14 @@ from idem.clock import SystemClock
 from idem.content import ByContent, Contents, Named, digest_of_call, digest_of_email, digest_of_emails
 from idem.email import Email
 from idem.errors import BrokerUnavailable, InvalidKey, JobError, ScheduleError
+from idem.events import EventNotes
 from idem.gate import Gate
 from idem.keys import check_key, take_explicit
 from idem.ledger import Ledger
 from idem.protocol import Conflict, InDoubt, State
 from idem.reconcile import Reconciler
 from idem.send import Point
+from idem.suppression import Suppression
 from workers import wiring
 from workers.actors import JobFunction, Performer, declare_actor
 from workers.beside import Threads, Twin
@@ -47,9 +49,9 @@ from workers.schedule.scheduler import Scheduler
 from workers.schedule.slots import CatchUp, Schedule, Slot, make_rule, read_instant
 from workers.settings import Settings
 from workers.timing import Timing
-from workers.webhooks.declared import HEAR, Declared, Hook, as_job, check_declaration
+from workers.webhooks.declared import Declared, Hook, as_job, check_declaration
 from workers.webhooks.event import Event
-from workers.webhooks.happened import told
+from workers.webhooks.hearing import Hearing
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -67,6 +69,9 @@ ScheduledFunction = TypeVar(
 _POSITIONAL = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
 
 _log = logging.getLogger("idem.enqueue")
+
+#: A job that receivers of the former version enqueue for what tells of an acceptance. Those of this one do its work.
+_HEAR = "idem.hear"
 
 #: What `DeclaredJob.send` takes beside the function's own arguments.
 _SAID_IN_SEND = frozenset({"key", "delay", "at", "expires", "durable"})
@@ -341,7 +346,9 @@ class App:
 
     def webhooks(self) -> Starlette:
         """The receiver of webhooks as an ASGI application: what `idem webhooks` serves, or to mount in one's own."""
-        return wiring.build_webhooks(self.settings, self._webhooks, self.broker.enqueue, SystemClock())
+        return wiring.build_webhooks(
+            self.settings, self._webhooks, self.broker.enqueue, SystemClock(), self._hearing.hear
+        )
 
     def enqueue(  # noqa: PLR0913 - what a caller may say about an email
         self,
@@ -530,9 +537,9 @@ class App:
         """What a worker process needs: the actor declared on the broker, and everything behind it."""
         clock = SystemClock()
         performer = Performer(
-            wiring.build_sender(self.settings, self.ledger, clock, self._reach, self.gate),
+            wiring.build_sender(self.settings, self.ledger, clock, self._reach, gate=self.gate, cells=self._store),
             self.broker,
-            ChainMap({HEAR: as_job(self._hear)}, self.jobs),
+            ChainMap({_HEAR: as_job(self._hear)}, self.jobs),
             ledger=self.ledger,
             gate=self.gate,
             policy=wiring.build_policy(self.settings),
@@ -582,21 +589,28 @@ class App:
 
     def reconciler(self) -> Reconciler:
         """What finds out about emails in doubt; a worker runs one, and so does `idem reconcile`."""
-        return wiring.build_reconciler(self.settings, self.ledger, SystemClock(), self.resume)
+        return wiring.build_reconciler(self.settings, self.ledger, SystemClock(), self.resume, self._store)
 
     @cached_property
-    def _listener(self) -> Reconciler:
-        return self.reconciler()
+    def notes(self) -> EventNotes:
+        """What providers' events told of emails."""
+        return wiring.build_notes(self.settings, self._store)
+
+    @cached_property
+    def suppression(self) -> Suppression:
+        """The suppression list of this application, whether it is in use or not."""
+        return wiring.build_suppression(self.settings, self._store)
+
+    @cached_property
+    def _hearing(self) -> Hearing:
+        return wiring.build_hearing(self.settings, self._store)
 
     def _hear(self, event: Event) -> None:
-        """Take what a provider told to the email in doubt that it speaks of, if there is one."""
-        found = told(event)
-        if found is not None and found.provider_key is not None:
-            self._listener.hear(found.provider_key, found.message_id, event.id)
+        self._hearing.hear(event)
 
     def close(self) -> None:
         """Let go of what was opened; the embedded server stops when its last user has closed."""
-        for name in ("board", "gate", "ledger", "_listener"):
+        for name in ("board", "gate", "ledger", "notes", "suppression", "_hearing"):
             self.__dict__.pop(name, None)
         for name in ("threads", "rows", "broker", "_store"):
             if name in self.__dict__:

@@ -39,7 +39,10 @@ PROVIDERS = (
 
 #: Who can post webhooks, by the names of their modules; each, and each `<sender>_<account>`, takes
 #: `IDEM_<SOURCE>_WEBHOOK_SECRET`.
-WEBHOOKS = ("stripe", "github", "shopify", "standard", "lettermint", "getmailer", "nuntly", "resend", "hmac")
+WEBHOOKS = (
+    "stripe", "github", "shopify", "standard", "lettermint", "getmailer", "nuntly", "resend", "postmark", "ses",
+    "sendgrid", "mailgun", "brevo", "hmac",
+)  # fmt: skip
 
 
 class Secret:
@@ -137,6 +140,11 @@ class Settings:
     )
     durable: str = _setting(
         "off", "DURABLE", "`on`: what is enqueued is written to the ledger first, and survives a queue that loses it"
+    )
+    suppression: str = _setting(
+        "off",
+        "SUPPRESSION",
+        "`on`: addresses that bounced for good or complained, as provider events tell, get nothing any more",
     )
     sweep_seconds: float = _setting(
         900.0,
@@ -366,6 +374,7 @@ def _parse_switch(name: str, value: str) -> str:
 
 _PARSERS: Mapping[str, Callable[[str, str], str | float]] = {
     "durable": _parse_switch,
+    "suppression": _parse_switch,
     "provider": _parse_provider,
     "fallback_provider": _parse_provider,
     "in_doubt": _parse_in_doubt,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from idem.clock import Clock, SystemClock
 from idem.email import Email
 from idem.errors import BrokerError, MissingExtra, SettingsError
+from idem.events import EventNotes
 from idem.gate import Gate
 from idem.ledger import Ledger
 from idem.pace import Rate
@@ -21,10 +22,12 @@ from idem.reconcile import Patience, Reconciler
 from idem.send import Point, Sender
 from idem.stores.base import Cells, PassingCells, Store
 from idem.stores.sqlite import SqliteStore
+from idem.suppression import Suppression
 from workers.building import Builds
 from workers.settings import Settings
 from workers.timing import Timing
 from workers.webhooks.declared import Declared
+from workers.webhooks.hearing import Hearing
 from workers.webhooks.sources import Source, open_sources
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from workers.outbox.database import Database
     from workers.outbox.producer import Outbox
     from workers.outbox.relay import Relay
+    from workers.webhooks.event import Event
 
     #: What dramatiq's worker takes, and the rest of the package.
     AnyBroker = RedisBroker | SqsBroker
@@ -156,6 +160,22 @@ def build_gate(settings: Settings, cells: Cells, clock: Clock | None = None) -> 
     )
 
 
+def build_notes(settings: Settings, cells: PassingCells, clock: Clock | None = None) -> EventNotes:
+    """What providers' events told, kept for as long as records are."""
+    return EventNotes(cells, clock=clock or SystemClock(), keep_seconds=settings.retention_seconds)
+
+
+def build_suppression(settings: Settings, cells: Cells, clock: Clock | None = None) -> Suppression:
+    """The suppression list, whether it is in use or not."""
+    return Suppression(cells, settings.namespace, clock=clock or SystemClock())
+
+
+def build_hearing(settings: Settings, cells: PassingCells) -> Hearing:
+    """What the receiver of webhooks does with events of email providers."""
+    suppression = build_suppression(settings, cells) if settings.suppression == "on" else None
+    return Hearing(build_notes(settings, cells), suppression)
+
+
 def _others(settings: Settings) -> tuple[str, ...]:
     """Providers beside the first choice that a worker can speak to: those with credentials, and the second choice.
 
@@ -199,8 +219,8 @@ def check_with(settings: Settings) -> Callable[[Email], None]:
     return adapter.check
 
 
-def build_sender(
-    settings: Settings, ledger: Ledger, clock: Clock, reach: Callable[[Point], None], gate: Gate
+def build_sender(  # noqa: PLR0913 - the parts of a sender
+    settings: Settings, ledger: Ledger, clock: Clock, reach: Callable[[Point], None], *, gate: Gate, cells: Cells
 ) -> Sender:
     """The sender of a worker process."""
     providers = build_providers(settings)
@@ -214,7 +234,14 @@ def build_sender(
         reach=reach,
         heed=gate.heed,
         hold=build_builds(settings, ledger, clock).hold,
+        withhold=_withhold_with(settings, cells, clock),
     )
+
+
+def _withhold_with(settings: Settings, cells: Cells, clock: Clock) -> Callable[[Email], str | None]:
+    if settings.suppression == "off":
+        return lambda _email: None
+    return build_suppression(settings, cells, clock).withhold
 
 
 def build_builds(settings: Settings, ledger: Ledger, clock: Clock) -> Builds:
@@ -222,7 +249,9 @@ def build_builds(settings: Settings, ledger: Ledger, clock: Clock) -> Builds:
     return Builds(ledger.renew, clock=clock, lease_seconds=settings.lease_seconds, build_seconds=settings.build_seconds)
 
 
-def build_reconciler(settings: Settings, ledger: Ledger, clock: Clock, resume: Callable[[str], None]) -> Reconciler:
+def build_reconciler(
+    settings: Settings, ledger: Ledger, clock: Clock, resume: Callable[[str], None], cells: PassingCells
+) -> Reconciler:
     """What finds out about emails in doubt."""
     return Reconciler(
         ledger,
@@ -238,6 +267,7 @@ def build_reconciler(settings: Settings, ledger: Ledger, clock: Clock, resume: C
         ),
         resume=resume,
         in_doubt=InDoubt(settings.in_doubt),
+        events=build_notes(settings, cells, clock),
     )
 
 
@@ -248,7 +278,11 @@ def build_sources(settings: Settings) -> dict[str, Source]:
 
 
 def build_webhooks(
-    settings: Settings, declared: Declared, enqueue: Callable[[Message[None]], Any], clock: Clock
+    settings: Settings,
+    declared: Declared,
+    enqueue: Callable[[Message[None]], Any],
+    clock: Clock,
+    hear: Callable[[Event], bool],
 ) -> Starlette:
     """The receiver of webhooks; `SettingsError` when a source that a job waits for has no secret."""
     try:
@@ -262,6 +296,7 @@ def build_webhooks(
         sources,
         declared,
         enqueue,
+        hear=hear,
         clock=clock,
         tolerance_seconds=settings.webhook_tolerance_seconds,
         most_bytes=int(settings.webhook_bytes),

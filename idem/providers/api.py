@@ -20,6 +20,8 @@ from idem.providers.reading import outcome
 
 #: The name of the metadata, variable or argument that carries the derived key, for a look-up to find the email by.
 HANDLE: Final = "idem_key"
+#: What a tag with the derived key begins with, where tags are bare words.
+AS_TAG: Final = f"{HANDLE}_"
 #: How much earlier a look-up asks than it was told, for a provider's clock that is behind ours.
 CLOCK_SKEW_SECONDS: Final = 300.0
 _MAX_ANSWERS = 1_000
@@ -52,6 +54,17 @@ def refuse_handle(email: Email) -> None:
         )
 
 
+def marked(email: Email, contract: Contract, provider_key: str) -> Email:
+    """The email with the key where the provider's events bring it back, unless the adapter puts it there itself."""
+    match contract.events.added_to if contract.events is not None else None:
+        case "metadata":
+            return email.with_mark(metadata={HANDLE: provider_key})
+        case "tags":
+            return email.with_mark(tags=(AS_TAG + provider_key,))
+        case None:
+            return email
+
+
 def refuse_empty_parts(email: Email, title: str) -> None:
     """Raise `UnsupportedEmail` for a text or html part without content, where the API has no place for one."""
     for name, part in (("text", email.text), ("html", email.html)):
@@ -70,7 +83,8 @@ def named_tags(email: Email) -> list[dict[str, str]]:
 
 
 def check_named_tags(email: Email, title: str) -> None:
-    """Raise `UnsupportedEmail` where the two would become one."""
+    """Raise `UnsupportedEmail` where two would become one."""
+    refuse_handle(email)
     if email.tags and _TAG in email.metadata:
         raise UnsupportedEmail(f"metadata.{_TAG}", f"is the name under which {title} gets the email's tags")
 

@@ -11,7 +11,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Literal, Protocol, runtime_checkable
 
 from idem.clock import Deadline
 from idem.email import Email
@@ -164,6 +164,18 @@ class Lookup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Events:
+    """The feed that tells what became of an accepted email; its events bring the derived key back, as `handle` says.
+
+    `added_to` is what of an email the key is added to; None where the adapter puts it into every request.
+    """
+
+    handle: str
+    source: str
+    added_to: Literal["metadata", "tags"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What one email may have; None where nothing is documented, 0 where it has no place.
 
@@ -203,7 +215,6 @@ class Contract:
 
     `key` is None exactly where `memory` is NONE. `table` decides about answers, its first matching row; one that no row
     matches is UNCLEAR. `contradictions` says where the provider's own pages differ, and what was made of it.
-    `events` names the feed that brings the derived key back, where it alone can end a doubt.
     `emails_per_second` is a documented limit.
     """
 
@@ -219,7 +230,7 @@ class Contract:
     limits: Limits = Limits()
     batch: Batch | None = None
     lookup: Lookup | None = None
-    events: str | None = None
+    events: Events | None = None
     needs_token: bool = True
     emails_per_second: float | None = None
     contradictions: tuple[str, ...] = ()

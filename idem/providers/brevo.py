@@ -19,6 +19,7 @@ from idem.providers.base import (
     USUAL,
     CannotTell,
     Contract,
+    Events,
     Found,
     Key,
     Limits,
@@ -89,6 +90,10 @@ CONTRACT: Final = Contract(
         source="https://developers.brevo.com/reference/getemaileventreport-1",
         lag_seconds=1_800.0,
         horizon_seconds=30 * 86_400.0,
+    ),
+    events=Events(
+        handle="tag",
+        source="https://developers.brevo.com/docs/transactional-webhooks",
     ),
     emails_per_second=1_000.0,
     contradictions=(

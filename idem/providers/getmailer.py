@@ -6,8 +6,8 @@ from datetime import date
 from typing import Any, Final
 
 from idem.email import Email
-from idem.providers.api import Api, Content, HttpProvider, as_json
-from idem.providers.base import USUAL, Contract, Keeps, Key, Limits, Meaning, Memory, Place, Reply, Row
+from idem.providers.api import AS_TAG, Api, Content, HttpProvider, as_json
+from idem.providers.base import USUAL, Contract, Events, Keeps, Key, Limits, Meaning, Memory, Place, Reply, Row
 
 CONTRACT: Final = Contract(
     name="getmailer",
@@ -39,11 +39,17 @@ CONTRACT: Final = Contract(
         message=("error", "message"),
         retry_after=("retryAfter",),
     ),
-    # Its parameters have no attachments and no metadata.
-    limits=Limits(tags=10, metadata=0, reply_to=1, attachments=0, empty_subject=False),
+    # Its parameters have no attachments and no metadata, and 10 tags, of which one is ours.
+    limits=Limits(tags=9, metadata=0, reply_to=1, attachments=0, empty_subject=False),
+    events=Events(
+        handle=f"tag {AS_TAG}...",
+        source="https://getmailer.co/docs/webhooks",
+        added_to="tags",
+    ),
     emails_per_second=100 / 60,
     contradictions=(
         "a success: its page shows the email itself, its own MCP server reads `{email, suppressed}`; both are read",
+        "tags in events: its page on webhooks does not show them; its other answers list them, and so one is sent",
         "the host: its pages say getmailer.co, its own MCP server getmailer.app; the pages' is the default",
     ),
 )

@@ -13,8 +13,21 @@ import msgspec
 from idem.email import Email
 from idem.errors import UnsupportedEmail
 from idem.outcome import Accepted, NotSent, Outcome, Rejected, Unknown
-from idem.providers.api import Api, Content, EachBatch, HttpProvider, as_json
-from idem.providers.base import USUAL, Batch, BatchKeys, Contract, Key, Limits, Meaning, Memory, Place, Reply, Row
+from idem.providers.api import HANDLE, Api, Content, EachBatch, HttpProvider, as_json, refuse_handle
+from idem.providers.base import (
+    USUAL,
+    Batch,
+    BatchKeys,
+    Contract,
+    Events,
+    Key,
+    Limits,
+    Meaning,
+    Memory,
+    Place,
+    Reply,
+    Row,
+)
 from idem.providers.http import Answer, NoAnswer
 from idem.providers.reading import is_accepted, outcome
 
@@ -44,6 +57,11 @@ CONTRACT: Final = Contract(
     reply=Reply(message_id=("message_id",), code=("error.code",), message=("message", "error.message")),
     limits=Limits(tags=1, empty_subject=False),
     batch=Batch(path="/send/batch", most=500, keys=BatchKeys.EACH),
+    events=Events(
+        handle=f"metadata {HANDLE}",
+        source="https://lettermint.co/docs/platform/webhooks/events",
+        added_to="metadata",
+    ),
     contradictions=(
         "another body under a key: one page gives 422, another one and the SDK 3.2.0 give 409; the words decide",
     ),
@@ -64,7 +82,8 @@ def _parts(email: Email) -> dict[str, Any]:
 
 
 def check(email: Email) -> None:
-    """Refuse a tag that it does not allow."""
+    """Refuse a tag that it does not allow, and metadata under our name."""
+    refuse_handle(email)
     if not all(_TAG.fullmatch(tag) for tag in email.tags):
         raise UnsupportedEmail("tags", f"may have only letters, digits, spaces, _ and - at {CONTRACT.title}")
 

@@ -15,6 +15,7 @@ from idem.providers.base import (
     USUAL,
     CannotTell,
     Contract,
+    Events,
     Found,
     Limits,
     Lookup,
@@ -60,6 +61,10 @@ CONTRACT: Final = Contract(
         source="https://documentation.mailgun.com/docs/mailgun/user-manual/events/event-polling",
         lag_seconds=1_800.0,
         horizon_seconds=86_400.0,
+    ),
+    events=Events(
+        handle=f"variable {HANDLE}",
+        source="https://documentation.mailgun.com/docs/mailgun/user-manual/webhooks/webhook-payloads",
     ),
     contradictions=(
         "the page on responses has a 5xx sent again; the logs of a customer show such emails sent: it proves nothing",

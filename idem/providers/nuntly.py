@@ -12,13 +12,14 @@ from idem.email import Email
 from idem.errors import UnsupportedEmail
 from idem.outcome import Accepted, Rejected
 from idem.privacy import redact
-from idem.providers.api import Api, Content, HttpProvider, WholeBatch, as_json, check_named_tags, named_tags
+from idem.providers.api import HANDLE, Api, Content, HttpProvider, WholeBatch, as_json, check_named_tags, named_tags
 from idem.providers.base import (
     USUAL,
     Batch,
     Batched,
     BatchKeys,
     Contract,
+    Events,
     Keeps,
     Key,
     Limits,
@@ -61,6 +62,11 @@ CONTRACT: Final = Contract(
     reply=Reply(message_id=("data.id",), code=("error.code",), message=("error.title", "error.message")),
     limits=Limits(empty_subject=False),
     batch=Batch(path="/emails/bulk", most=20, keys=BatchKeys.REQUEST, attachments=False),
+    events=Events(
+        handle=f"tag {HANDLE}",
+        source="https://nuntly.com/docs/guides/integrate-webhooks",
+        added_to="metadata",
+    ),
     contradictions=(
         "the shortest key: its guide says 8 characters, its API reference 1; ours have 43",
         "many emails: its MCP server says at most 20 in a request, its pages give no number; 20 it is",

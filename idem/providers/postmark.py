@@ -22,6 +22,7 @@ from idem.providers.base import (
     USUAL,
     CannotTell,
     Contract,
+    Events,
     Found,
     Limits,
     Lookup,
@@ -65,6 +66,10 @@ CONTRACT: Final = Contract(
         source="https://postmarkapp.com/support/article/1125-custom-metadata-faq",
         lag_seconds=900.0,
         horizon_seconds=7 * 86_400.0,
+    ),
+    events=Events(
+        handle=f"metadata {HANDLE}",
+        source="https://postmarkapp.com/support/article/1125-custom-metadata-faq",
     ),
     contradictions=(
         "a 500 is 'in most cases' a lost message, so in some it is not: it proves nothing",

@@ -13,13 +13,14 @@ from idem.email import Email
 from idem.errors import UnsupportedEmail
 from idem.outcome import Accepted, Rejected
 from idem.privacy import redact
-from idem.providers.api import Api, Content, HttpProvider, WholeBatch, as_json, check_named_tags, named_tags
+from idem.providers.api import HANDLE, Api, Content, HttpProvider, WholeBatch, as_json, check_named_tags, named_tags
 from idem.providers.base import (
     USUAL,
     Batch,
     Batched,
     BatchKeys,
     Contract,
+    Events,
     Key,
     Limits,
     Meaning,
@@ -61,6 +62,11 @@ CONTRACT: Final = Contract(
     reply=Reply(message_id=("id",), code=("name",)),
     limits=Limits(to=50, tags=1, bytes=40_000_000, empty_subject=False),
     batch=Batch(path="/emails/batch", most=100, keys=BatchKeys.REQUEST, attachments=False),
+    events=Events(
+        handle=f"tag {HANDLE}",
+        source="https://resend.com/docs/dashboard/webhooks/event-types",
+        added_to="metadata",
+    ),
     emails_per_second=2.0,
     contradictions=(
         "tags in a batch: older pages say that they are not supported, today's lists them; they are sent",

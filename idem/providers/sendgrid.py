@@ -28,6 +28,7 @@ from idem.providers.base import (
     USUAL,
     CannotTell,
     Contract,
+    Events,
     Found,
     Limits,
     Lookup,
@@ -72,6 +73,10 @@ CONTRACT: Final = Contract(
         source="https://www.twilio.com/docs/sendgrid/for-developers/sending-email/getting-started-email-activity-api",
         lag_seconds=3_600.0,
         horizon_seconds=30 * 86_400.0,
+    ),
+    events=Events(
+        handle=f"custom argument {HANDLE}",
+        source="https://www.twilio.com/docs/sendgrid/for-developers/tracking-events/event",
     ),
     contradictions=(
         "the look-up needs a paid add-on and a key that may read it; without, only an event or a person ends a doubt",

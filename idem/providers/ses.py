@@ -20,7 +20,7 @@ from idem.errors import IdemError, MissingExtra, SettingsError, UnsupportedEmail
 from idem.mime.headers import write_addresses
 from idem.outcome import NotSent, Outcome, Unknown
 from idem.privacy import redact
-from idem.providers.base import USUAL, Contract, Limits, Meaning, Memory, Reply, Row
+from idem.providers.base import USUAL, Contract, Events, Limits, Meaning, Memory, Reply, Row
 from idem.providers.http import HttpClient
 from idem.providers.message import bare, message_bytes, with_ascii_domains
 from idem.providers.reading import outcome
@@ -69,7 +69,10 @@ CONTRACT: Final = Contract(
     ),
     # 40 MB for the message, which is a third more when it is in the request.
     limits=Limits(recipients=50, tags=1, bytes=53 * 1024 * 1024),
-    events=f"event publishing of a configuration set, in which the tag {KEY_TAG} has the key",
+    events=Events(
+        handle=f"tag {KEY_TAG}",
+        source="https://docs.aws.amazon.com/ses/latest/dg/event-publishing-retrieving-sns-contents.html",
+    ),
     needs_token=False,
     contradictions=("what it accepts may never leave it (a virus, a suppressed recipient): its events say so",),
 )

@@ -8,10 +8,14 @@ from typing import Any
 import msgspec
 
 from idem.errors import LedgerUnusable
-from idem.protocol import Record
+from idem.protocol import Record, State
 
-#: Moves when a reader of the former version would misread a record.
-RECORD_VERSION = 1
+#: The newest version of a record that this program reads.
+RECORD_VERSION = 2
+#: Nearly all have the first one still: a version moves only where a reader of the former one would misread a record.
+_FIRST_VERSION = 1
+#: One that does not know of `marked` would repeat an attempt with other bytes under the same key.
+_MARKED = frozenset({State.SENDING, State.UNSURE})
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -31,14 +35,15 @@ def encode_record(record: Record) -> bytes:
     fields: dict[str, Any] = msgspec.to_builtins(record)
     del fields["body"]
     present = {name: value for name, value in fields.items() if value is not None and value != ()}
-    return _ENCODER.encode({"v": RECORD_VERSION} | present)
+    version = RECORD_VERSION if record.marked and record.state in _MARKED else _FIRST_VERSION
+    return _ENCODER.encode({"v": version} | present)
 
 
 def decode_record(data: bytes, body: bytes | None) -> Record:
     """Read a record back; `LedgerUnusable` when a newer version wrote it or it is damaged."""
     try:
         version = _VERSION_DECODER.decode(data).v
-        if version == RECORD_VERSION:
+        if version in range(_FIRST_VERSION, RECORD_VERSION + 1):
             return replace(_RECORD_DECODER.decode(data), body=body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise LedgerUnusable(

@@ -79,12 +79,15 @@ def effects(intentions: Iterable[Intention], progress: Progress, slots: Iterable
 
 
 def slots_between(accepted: Iterable[dict[str, Any]], last: datetime | None) -> list[datetime]:
-    """The slots that the schedule owes: from the first that was sent to the last that it was enqueued for."""
+    """The slots that the schedule owes: from the first that was sent to the last that it was enqueued for.
+
+    A scheduler that was killed before it noted the last one has enqueued that all the same.
+    """
     sent = [entry["subject"].removeprefix(_BEAT) for entry in accepted if entry["subject"].startswith(_BEAT)]
     if not sent or last is None:
         return []
-    first = datetime.fromisoformat(min(sent)).timestamp()
-    return [datetime.fromtimestamp(at, UTC) for at in range(int(first), int(last.timestamp()) + 1)]
+    first, latest = (datetime.fromisoformat(end).timestamp() for end in (min(sent), max(sent)))
+    return [datetime.fromtimestamp(at, UTC) for at in range(int(first), int(max(latest, last.timestamp())) + 1)]
 
 
 class Judge:

@@ -10,13 +10,13 @@ from typing import Protocol
 import pytest
 
 from idem.protocol import State
-from idem.stores.base import Cells, Store
+from idem.stores.base import PassingCells, Store
 from tests.records import make_record
 
 _THREADS = 8
 
 
-class Both(Store, Cells, Protocol):
+class Both(Store, PassingCells, Protocol):
     """A store with its cells."""
 
 
@@ -44,6 +44,12 @@ class CellContract:
         assert cells.swap_cell("c", b"1", b"2") is None
         assert cells.swap_cell("c", b"1", b"2") == b"2", "a write that arrives twice"
         assert cells.read_cell("c") == b"2"
+
+    def test_a_cell_that_may_be_forgotten_is_there_until_then(self, cells: Both) -> None:
+        assert cells.swap_cell("c", None, b"1", keep_seconds=3_600) is None
+        assert cells.swap_cell("c", b"1", b"2", keep_seconds=3_600) is None
+        assert cells.swap_cell("c", b"2", b"3") is None
+        assert cells.read_cell("c") == b"3"
 
     def test_any_bytes_come_back(self, cells: Both) -> None:
         value = bytes(range(256)) * 3

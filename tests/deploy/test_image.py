@@ -20,7 +20,7 @@ from workers.settings import Settings
 
 _DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
 _NOTHING = {"PATH": os.defpath, "IDEM_LETTERMINT_TOKEN": "lm_test"}
-_EXTRAS = ("dynamodb", "redis", "ses", "sqs", "web")
+_EXTRAS = ("dynamodb", "events", "redis", "ses", "sqs", "web")
 _EXPORT = (
     "uv export -q --frozen --no-emit-project --no-header --no-dev --group build "
     + " ".join(f"--extra {extra}" for extra in _EXTRAS)

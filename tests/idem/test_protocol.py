@@ -264,6 +264,7 @@ def test_the_first_claim_of_each_kind() -> None:
         updated_at=NOW,
         provider="fake",
         fingerprint="f",
+        marked=True,
         attempts=1,
         started_at=NOW,
         lease_until=NOW + 60,

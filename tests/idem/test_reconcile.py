@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -12,12 +13,13 @@ from idem.bulk import Ready
 from idem.clock import Deadline
 from idem.email import Email
 from idem.errors import BodyTooLarge
+from idem.events import EventNotes, Happened
 from idem.keys import provider_key
 from idem.ledger import Claim, Ledger
 from idem.outcome import Accepted, NotSent, Outcome, Unknown
 from idem.policy import Policy
 from idem.protocol import MISSING, InDoubt, Intent, Record, Resolution, State
-from idem.providers.base import USUAL, CannotTell, Contract, Found, Lookup, Memory, Missing, Reply, Sighting
+from idem.providers.base import USUAL, CannotTell, Contract, Events, Found, Lookup, Memory, Missing, Reply, Sighting
 from idem.reconcile import Patience, Reconciler, Step
 from idem.send import Empty, Ended, Render, Resume, Sender, intent_of
 from idem.stores.memory import MemoryStore
@@ -102,7 +104,15 @@ class Bench:
             patience=PATIENCE,
             resume=self.resumed.append,
             in_doubt=in_doubt,
+            events=self.notes,
         )
+
+    @property
+    def notes(self) -> EventNotes:
+        return EventNotes(self.store, clock=self.clock, keep_seconds=1e6)
+
+    def tell(self, key: str, kind: Happened = Happened.DELIVERED) -> None:
+        self.notes.add(key, kind, source="ses", event_id="event-1", message_id="m1")
 
     def doubt(self, *, accepted: bool, choice: InDoubt | None = None) -> None:
         """An email whose answer was lost."""
@@ -275,7 +285,7 @@ def test_an_email_that_only_its_message_has_cannot_be_resumed(bench: Bench) -> N
 # What a job chose, and what its provider offers.
 
 
-def unsearchable(bench: Bench, events: str | None = None) -> None:
+def unsearchable(bench: Bench, events: Events | None = None) -> None:
     bench.provider.contract = replace(CONTRACT, lookup=None, events=events)
 
 
@@ -291,10 +301,11 @@ def test_resend_is_at_once_where_nothing_can_be_learnt(bench: Bench, job: InDoub
 
 
 def test_resend_waits_for_what_a_look_up_or_an_event_may_tell(bench: Bench) -> None:
-    unsearchable(bench, events="the event feed")
+    unsearchable(bench, events=Events(handle="tag", source="https://example.com"))
     bench.doubt(accepted=True, choice=InDoubt.RESEND)
     assert after(bench, LEASE + PATIENCE.evidence - 1) == {}
-    assert bench.reconciler().hear(provider_key("default", KEY, 0), "m1", "event-1")
+    bench.tell(provider_key("default", KEY, 0))
+    assert dict(bench.reconciler().run()) == {Step.HEARD: 1}
     assert bench.record().state is State.SENT
     assert after(bench, 10**5) == {}
     assert len(bench.provider.accepted) == 1
@@ -319,8 +330,59 @@ def test_hold_holds_for_ever(bench: Bench) -> None:
 @pytest.mark.parametrize("heard", ["not a key of ours", provider_key("other", KEY, 0)])
 def test_an_event_about_something_else_changes_nothing(bench: Bench, heard: str) -> None:
     bench.doubt(accepted=True)
-    assert not bench.reconciler().hear(heard, "m1", "event-1")
+    bench.tell(heard)
+    assert dict(bench.reconciler().run()) == {}
     assert bench.record().state is State.IN_DOUBT
+
+
+def test_an_event_that_came_before_the_doubt_ends_it(bench: Bench) -> None:
+    """As it does while the worker still waits for the provider's answer."""
+    bench.tell(provider_key("default", KEY, 0))
+    bench.doubt(accepted=True)
+    assert dict(bench.reconciler().run()) == {Step.HEARD: 1}
+    record = bench.record()
+    assert (record.state, record.message_id, len(bench.provider.accepted)) == (State.SENT, "m1", 1)
+    assert record.evidence[-1].detail == "an event of ses: delivered"
+
+
+def test_what_is_dropped_by_the_provider_proves_nothing(bench: Bench) -> None:
+    bench.doubt(accepted=False)
+    bench.tell(provider_key("default", KEY, 0), Happened.DROPPED)
+    assert dict(bench.reconciler().run()) == {}
+
+
+def test_what_waits_for_a_person_is_looked_for_less_and_less(bench: Bench) -> None:
+    """And an event that comes is found after a tenth of the time that it took."""
+    unsearchable(bench)
+    bench.doubt(accepted=True, choice=InDoubt.HOLD)
+    reconciler, reads = bench.reconciler(), Counter[str]()
+
+    def read(name: str) -> bytes | None:
+        reads[name] += 1
+        return MemoryStore.read_cell(bench.store, name)
+
+    bench.store.read_cell = read  # type: ignore[method-assign]  # to count
+    for _ in range(1_000):
+        bench.clock.sleep(60)
+        reconciler.run()
+    assert 0 < sum(reads.values()) < 100
+    bench.tell(provider_key("default", KEY, 0))
+    bench.clock.sleep(6_100)
+    assert dict(reconciler.run()) == {Step.HEARD: 1}
+
+
+def test_an_event_that_comes_before_the_last_look_up_counts_more(bench: Bench) -> None:
+    """The look-ups show nothing, and the event tells of an acceptance: it is not sent again."""
+    bench.doubt(accepted=False)
+    reconciler = bench.reconciler()
+    bench.clock.sleep(LEASE + LAG)
+    assert dict(reconciler.run()) == {}
+    bench.clock.sleep(LEASE + LAG)
+    bench.provider.sightings = [Missing()]
+    reconciler._listen_at[KEY] = bench.clock.now() + 1
+    bench.tell(provider_key("default", KEY, 0))
+    assert dict(reconciler.run()) == {Step.HEARD: 1}
+    assert bench.record().state is State.SENT
 
 
 def test_the_same_event_twice_is_noted_once(bench: Bench) -> None:

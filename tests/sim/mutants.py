@@ -34,10 +34,10 @@ from workers import actors
 from workers.brokers.base import Acknowledge, Disposition
 from workers.jobs import read_message
 from workers.schedule.board import Entry
-from workers.schedule.scheduler import ROUND, Scheduler
+from workers.schedule.scheduler import ROUND, Scheduler, enqueue_slots
 from workers.schedule.slots import Schedule
 
-SEEDS, JOBS = 100, 20
+SEEDS, JOBS = 150, 20
 #: Of the second faults after each first one, so many are tried.
 _SECONDS = 2
 
@@ -189,8 +189,10 @@ def _write_slots_first(self: Any, cell: int, marks: list[str], now: int) -> None
     """What is due is noted as enqueued, and then enqueued."""
     known = self._join(cell, marks, now)
     self._board.change(cell, lambda found: {mark: Entry(max(now, found[mark].last)) for mark in marks})
+    due = {mark: self._due_of(self._schedules[mark], known[mark].last, now, ROUND)[1] for mark in marks}
+    for _ in enqueue_slots(self._broker, [(self._schedules[mark], slot) for mark in marks for slot in due[mark]]):
+        pass
     for mark in marks:
-        self._enqueue_due(self._schedules[mark], known[mark].last, now, ROUND)
         self._expect(cell, mark, Entry(now), now)
 
 
@@ -206,7 +208,7 @@ def _always(*_: Any) -> bool:
     return True
 
 
-def _never(*_: Any) -> bool:
+def _never(*_: Any, **__: Any) -> bool:
     return False
 
 
@@ -258,7 +260,7 @@ MUTANTS: Mapping[str, Callable[[], Sequence[Patch]]] = {
     "a slot is noted before it is enqueued": lambda: [_swap(Scheduler, "_do", _write_slots_first)],
     "a slot has another key each time": lambda: [_swap(Schedule, "key", _key_by_run)],
     "nobody sweeps": lambda: [_swap(memory.MemoryStore, "asked", _none)],
-    "nobody hears": lambda: [_swap(reconcile.Reconciler, "hear", _never)],
+    "nobody hears": lambda: [_swap(reconcile.Reconciler, "_hear", _never)],
     "what a job built is not kept": lambda: [_swap(protocol, "freeze", _unfrozen)],
 }
 

@@ -11,11 +11,13 @@ from dramatiq import Message
 
 from idem.email import Email
 from idem.errors import IdemError, LedgerUnavailable
+from idem.events import EventNotes, Happened
 from idem.keys import provider_key
+from idem.protocol import State
 from tests.fakes import START, Crash
 from tests.sim.faults import Faults, Kind
 from tests.sim.provider import Acceptance
-from tests.sim.world import NAMESPACE, Job, Producing, Scenario, Table, Violation, Worker, World
+from tests.sim.world import KEEP_SECONDS, NAMESPACE, Job, Producing, Scenario, Table, Worker, World
 from workers.schedule.board import Board, cell_of, tag
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.slots import CatchUp, Schedule, write_instant
@@ -69,7 +71,7 @@ def _declare(world: World, job: Job) -> None:
 
 
 class _Cells:
-    """A scheduler's connection to the cells of the store."""
+    """A process's connection to the cells of the store."""
 
     def __init__(self, worker: Worker, table: Table) -> None:
         self._worker = worker
@@ -78,8 +80,9 @@ class _Cells:
     def read_cell(self, name: str) -> bytes | None:
         return self._worker.io("cell", partial(self._table.read_cell, name), LedgerUnavailable)
 
-    def swap_cell(self, name: str, old: bytes | None, new: bytes) -> bytes | None:
-        return self._worker.io("cell", partial(self._table.swap_cell, name, old, new), LedgerUnavailable)
+    def swap_cell(self, name: str, old: bytes | None, new: bytes, *, keep_seconds: float | None = None) -> bytes | None:
+        swap = partial(self._table.swap_cell, name, old, new, keep_seconds=keep_seconds)
+        return self._worker.io("cell", swap, LedgerUnavailable)
 
 
 class _Timekeeper(Worker):
@@ -136,22 +139,30 @@ def _tell(world: World, acceptance: Acceptance) -> None:
 
 
 def _hear(world: World, acceptance: Acceptance, event_id: str) -> None:
-    """A process takes an event, which is a job of its own: it comes again until it has been taken."""
+    """A receiver notes an event, and a reconciler goes by it; it comes again until it has been taken."""
     process = Worker(world, 20, 0.0)
     process.name = f"event of {acceptance.subject}"
+    notes = EventNotes(_Cells(process, world.table), clock=process.clock, keep_seconds=KEEP_SECONDS)
+    doubted = _doubted(world, acceptance.provider_key)
     try:
-        ended = process.reconciler.hear(acceptance.provider_key, acceptance.message_id, event_id)
+        notes.add(
+            acceptance.provider_key,
+            Happened.DELIVERED,
+            source="simulated",
+            event_id=event_id,
+            message_id=acceptance.message_id,
+        )
+        process.reconciler.run()
     except (IdemError, Crash):
         world.later(60.0, partial(_hear, world, acceptance, event_id))
         return
-    if ended:
-        world.known |= _named(world, acceptance.provider_key)
+    world.known |= doubted
 
 
-def _named(world: World, name: str) -> set[str]:
-    found = {
-        record.key for record in world.table.records() if provider_key(NAMESPACE, record.key, record.generation) == name
+def _doubted(world: World, name: str) -> set[str]:
+    """The keys in doubt whose derived key this is."""
+    return {
+        record.key
+        for record in world.table.records()
+        if record.state is State.IN_DOUBT and provider_key(NAMESPACE, record.key, record.generation) == name
     }
-    if not found:
-        raise Violation(f"E {name}: an event ended a doubt of no record")
-    return found

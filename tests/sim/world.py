@@ -21,13 +21,14 @@ from dramatiq import Message
 from idem.bulk import cut, parts_of
 from idem.clock import Deadline
 from idem.email import Email
-from idem.errors import BrokerUnavailable, IdemError, LedgerUnavailable
+from idem.errors import BrokerError, BrokerUnavailable, IdemError, LedgerUnavailable
+from idem.events import EventNotes
 from idem.gate import Gate
 from idem.keys import provider_key
 from idem.ledger import Ledger, Lost
 from idem.outcome import Accepted, Outcome
 from idem.policy import Policy
-from idem.protocol import InDoubt, Record, State
+from idem.protocol import InDoubt, Record, Resolution, State
 from idem.providers import reading
 from idem.providers.base import Batched, BatchKeys, CannotTell, Missing, Sighting
 from idem.providers.http import Answer, NoAnswer, Phase
@@ -48,6 +49,8 @@ from workers.timing import Timing
 
 LEASE, HTTP, VISIBILITY = 60.0, 20.0, 90.0
 NAMESPACE = "sim"
+#: How long events are noted: as long as records are kept.
+KEEP_SECONDS = 90 * 86_400.0
 PATIENCE = Patience.of(lease=LEASE, http_timeout=HTTP, evidence=0.0, visibility=VISIBILITY)
 #: What a step takes when nothing is wrong.
 _STEP_SECONDS = 0.004
@@ -208,8 +211,8 @@ class _Store:
     def read_cell(self, name: str) -> bytes | None:
         return self._table.read_cell(name)
 
-    def swap_cell(self, name: str, old: bytes | None, new: bytes) -> bytes | None:
-        return self._table.swap_cell(name, old, new)
+    def swap_cell(self, name: str, old: bytes | None, new: bytes, *, keep_seconds: float | None = None) -> bytes | None:
+        return self._table.swap_cell(name, old, new, keep_seconds=keep_seconds)
 
     def close(self) -> None:
         return
@@ -416,6 +419,16 @@ class Producing:
         worker.io(worker.lossy("enqueue"), put, BrokerUnavailable)
         return message
 
+    def enqueue_many(self, messages: Sequence[Message[None]]) -> list[BrokerError | None]:
+        results: list[BrokerError | None] = []
+        for message in messages:
+            try:
+                self.enqueue(message)
+            except BrokerError as error:
+                return results + [error] * (len(messages) - len(results))
+            results.append(None)
+        return results
+
 
 class Worker:
     """One process; after a crash, another one takes its place on the same machine."""
@@ -470,6 +483,7 @@ class Worker:
             namespace=NAMESPACE,
             patience=PATIENCE,
             resume=self.app.resume,
+            events=EventNotes(store, clock=self.clock, keep_seconds=KEEP_SECONDS),
         )
 
     @contextmanager
@@ -904,12 +918,17 @@ class World:
 
     def _check_ended(self, key: str) -> None:
         record = self.table.read(key)
-        if record is None or not record.ended:
+        if record is None or not (record.ended or _is_reopened(record)):
             raise Violation(f"A {key}: acknowledged while {record.state if record else 'absent'}")
         if record.state is State.SPLIT:
             for part in parts_of(record):
                 if self.table.read(part.key) is None and not self.queue.holds(part.key):
                     raise Violation(f"A {part.key}: nobody has it, and the list it belongs to is acknowledged")
+
+
+def _is_reopened(record: Record) -> bool:
+    """Whether it had ended, in doubt, and goes on by a message of a reconciler: an acknowledgement may come late."""
+    return any(item.kind in {Resolution.NOT_SENT, Resolution.RESEND} for item in record.evidence)
 
 
 _FINAL = {State.SENT, State.REJECTED, State.SPLIT}

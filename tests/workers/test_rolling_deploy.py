@@ -27,8 +27,8 @@ _ROOT = Path(__file__).parent.parent.parent
 #: What the next version changes: each text is there once.
 _CHANGES = {
     "idem/stores/codec.py": [
-        ("RECORD_VERSION = 1\n", "RECORD_VERSION = 2\n"),
-        ("if version == RECORD_VERSION:", "if version in {1, RECORD_VERSION}:"),
+        ("RECORD_VERSION = 2\n", "RECORD_VERSION = 3\n"),
+        ("version = RECORD_VERSION if record.marked and record.state in _MARKED else", "version = RECORD_VERSION or"),
     ],
     "idem/protocol.py": [
         (
@@ -39,7 +39,7 @@ _CHANGES = {
 }
 
 _NEWER = (
-    "a record in the ledger has version 2, this program knows 1: upgrade the program before it works on this ledger"
+    "a record in the ledger has version 3, this program knows 2: upgrade the program before it works on this ledger"
 )
 
 

@@ -37,6 +37,7 @@ _COMMANDS = {
     "schedule": ("schedule", "Show, run, pause and backfill schedules."),
     "scheduler": ("scheduler", "Enqueue what is scheduled, when it is due."),
     "status": ("records", "Count what waits in the queue and what the ledger holds."),
+    "suppress": ("suppress", "Show and change the list of addresses that nothing is sent to."),
     "webhooks": ("webhooks", "Receive other services' events and enqueue their jobs."),
     "worker": ("worker", "Send what is enqueued."),
 }

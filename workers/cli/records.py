@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from idem import pace
-from idem.keys import check_key
+from idem.keys import check_key, provider_key
 from idem.pace import Pace, Stop
 from idem.protocol import Record, State
 from workers.app import App
@@ -31,6 +31,10 @@ _TIMES = (
     "since",
     "until",
 )
+
+
+#: Each is a read; more are of a provider that refuses and keeps its refusals.
+_MOST_GENERATIONS = 10
 
 
 @click.command("status")
@@ -73,10 +77,11 @@ def _count_outbox(app: App) -> dict[str, dict[str, int]]:
 @click.argument("key")
 @_JSON
 def explain_command(key: str, *, as_json: bool) -> int:
-    """Show what is known about one key: its state, attempts and evidence. Exit status 1 when there is no record."""
+    """Show a key's state, attempts, evidence and provider events. Exit status 1 when there is no record."""
     app = App.from_env()
     try:
         record = app.ledger.read(check_key(key))
+        events = [] if record is None else describe_events(app, record)
     finally:
         app.close()
     if record is None:
@@ -84,7 +89,7 @@ def explain_command(key: str, *, as_json: bool) -> int:
             "null" if as_json else "no record of this key: its job is still in the queue, or never was", err=not as_json
         )
         return 1
-    described = describe(record)
+    described = describe(record) | ({"events": events} if events else {})
     if as_json:
         _print_json(described)
     else:
@@ -121,6 +126,14 @@ def describe(record: Record) -> dict[str, Any]:
         kept = fields.pop(name)
         fields |= {size: None if kept is None else len(kept)}
     return _readable(fields)
+
+
+def describe_events(app: App, record: Record) -> list[dict[str, Any]]:
+    """What the provider's events told of a record's email, under whichever generation of its key, the first first."""
+    first = max(0, record.generation - _MOST_GENERATIONS)
+    keys = [provider_key(app.settings.namespace, record.key, each) for each in range(first, record.generation + 1)]
+    notes = sorted((note for key in keys for note in app.notes.of(key).notes), key=lambda note: note.at)
+    return [_readable(msgspec.to_builtins(note)) for note in notes]
 
 
 def describe_pace(provider: str, found: Pace) -> dict[str, Any]:
@@ -172,8 +185,8 @@ def _print_fields(fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         if not isinstance(value, list):
             click.echo(f"{name.replace('_', ' '):<14} {value}")
-    for name in ("history", "evidence"):
-        if fields[name]:
+    for name in ("history", "evidence", "events"):
+        if fields.get(name):
             click.echo(name)
-        for item in fields[name]:
+        for item in fields.get(name, ()):
             click.echo("  " + "  ".join(f"{part.replace('_', ' ')} {value}" for part, value in item.items()))

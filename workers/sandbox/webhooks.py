@@ -1,9 +1,10 @@
 """What each provider posts about an email that it accepted, and how it signs that: one entry a provider.
 
 The schemes are those of the providers' own pages and SDKs; the bodies have the fields by which an email is recognised
-(its id, its tags and metadata, which bring the derived key back) and little else. Amazon SES tells through SNS topics
-instead, SMTP not at all, and SendGrid signs with ECDSA, for which the standard library has nothing: its events are not
-signed here, as they are not by default.
+(its id, its tags and metadata, which bring the derived key back) and little else. SendGrid's are signed
+only for an order with a private key, as they are not by default. Amazon SES tells through a topic of Amazon SNS, and
+the private key of an order is that of the certificate at `SES_CERTIFICATE`, which whoever verifies has to be given.
+SMTP tells nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ from typing import Any, Final
 
 import msgspec
 
+from workers.sandbox.asymmetric import sign_ec, sign_rsa
 from workers.sandbox.dialect import Mail
+
+#: The topic that the sandbox's Amazon SES publishes to, and where its certificate would be.
+SES_TOPIC: Final = "arn:aws:sns:eu-west-1:123456789012:idem-sandbox"
+SES_CERTIFICATE: Final = "https://sns.eu-west-1.amazonaws.com/SimpleNotificationService-sandbox.pem"
 
 
 class Event(StrEnum):
@@ -136,6 +142,13 @@ def _email_event(posting: Posting) -> object:
     }
 
 
+def _getmailer(posting: Posting) -> object:
+    """Its tags are bare words."""
+    body: Any = _email_event(posting)
+    body["data"]["tags"] = list(posting.mail.tags)
+    return body
+
+
 def _nuntly(posting: Posting) -> object:
     return {
         "id": posting.id,
@@ -205,6 +218,65 @@ def _sendgrid(posting: Posting) -> object:
     ]
 
 
+def _sign_sendgrid(posting: Posting, body: bytes) -> dict[str, str]:
+    if not posting.secret:
+        return {}
+    at = f"{posting.at:.0f}"
+    return {
+        "X-Twilio-Email-Event-Webhook-Timestamp": at,
+        "X-Twilio-Email-Event-Webhook-Signature": sign_ec(posting.secret, at.encode() + body),
+    }
+
+
+def _ses(posting: Posting) -> object:
+    """The envelope of Amazon SNS, in which the event is a text."""
+    envelope = {
+        "Type": "Notification",
+        "MessageId": posting.id,
+        "TopicArn": SES_TOPIC,
+        "Message": msgspec.json.encode(_ses_event(posting)).decode(),
+        "Timestamp": posting.time,
+    }
+    signed = ("Message", "MessageId", "Timestamp", "TopicArn", "Type")
+    content = "".join(f"{name}\n{envelope[name]}\n" for name in signed)
+    return envelope | {
+        "SignatureVersion": "2",
+        "Signature": sign_rsa(posting.secret, content.encode()),
+        "SigningCertURL": SES_CERTIFICATE,
+        "UnsubscribeURL": "https://sns.eu-west-1.amazonaws.com/?Action=Unsubscribe",
+    }
+
+
+def _ses_event(posting: Posting) -> dict[str, object]:
+    recipients = [{"emailAddress": posting.recipient}]
+    return {
+        "eventType": posting.name,
+        "mail": {
+            "timestamp": posting.time,
+            "source": posting.mail.sender,
+            "messageId": posting.message_id,
+            "destination": list(posting.mail.to),
+            "tags": {name: [value] for name, value in posting.mail.metadata.items()},
+        },
+        posting.name.lower(): posting.pick(
+            delivered={"timestamp": posting.time, "recipients": [posting.recipient]},
+            bounced={"bounceType": "Permanent", "bounceSubType": "General", "bouncedRecipients": recipients},
+            complained={"timestamp": posting.time, "complainedRecipients": recipients},
+        )
+        or {},
+    }
+
+
+def _sign_ses(posting: Posting, _body: bytes) -> dict[str, str]:
+    """Nothing but what the envelope has; as Amazon SNS does, plain text is announced."""
+    return {
+        "Content-Type": "text/plain; charset=UTF-8",
+        "x-amz-sns-message-type": "Notification",
+        "x-amz-sns-message-id": posting.id,
+        "x-amz-sns-topic-arn": SES_TOPIC,
+    }
+
+
 def _mailgun(posting: Posting) -> object:
     """The signature is in the body, and covers nothing of it."""
     at, token = f"{posting.at:.0f}", hashlib.sha256(posting.id.encode()).hexdigest()[:50]
@@ -254,14 +326,15 @@ SCHEMES: Final[Mapping[str, Scheme]] = {
         _lettermint,
         _sign_lettermint,
     ),
-    "getmailer": Scheme(_USUAL_NAMES, _email_event, _sign_getmailer),
+    "getmailer": Scheme(_USUAL_NAMES, _getmailer, _sign_getmailer),
     "nuntly": Scheme(_USUAL_NAMES, _nuntly, _sign_nuntly),
     "resend": Scheme(_USUAL_NAMES, _email_event, _sign_svix),
     # It tells nothing of an acceptance.
     "postmark": Scheme(
         {Event.DELIVERED: "Delivery", Event.BOUNCED: "Bounce", Event.COMPLAINED: "SpamComplaint"}, _postmark, _basic
     ),
-    "sendgrid": Scheme(_names("processed", "delivered", "bounce", "spamreport"), _sendgrid, lambda _posting, _body: {}),
+    "sendgrid": Scheme(_names("processed", "delivered", "bounce", "spamreport"), _sendgrid, _sign_sendgrid),
+    "ses": Scheme(_names("Send", "Delivery", "Bounce", "Complaint"), _ses, _sign_ses),
     "mailgun": Scheme(_names("accepted", "delivered", "failed", "complained"), _mailgun, lambda _posting, _body: {}),
     "brevo": Scheme(_names("request", "delivered", "hard_bounce", "spam"), _brevo, _bearer),
 }

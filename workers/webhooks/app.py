@@ -1,8 +1,8 @@
 """The receiver, as an ASGI application: `POST /<source>`, answered 2xx only once the broker has every job of the event.
 
-200  the event's jobs are enqueued, or no job waits for its type; a second delivery is answered the same
+200  the events are noted and their jobs enqueued, or nobody waits for them; a second delivery is answered the same
 4xx  it is not genuine, not complete, or not ours: nothing was done
-503  the broker does not answer: the sender is to try again
+503  the broker or the ledger does not answer, or the sender cannot be checked now: it is to try again
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from dramatiq import Message
@@ -21,10 +21,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from idem.clock import Clock
-from idem.errors import BrokerError, IdemError
+from idem.errors import BrokerError, IdemError, LedgerError
 from workers.webhooks.declared import Declared
 from workers.webhooks.delivery import Delivery, Refused
 from workers.webhooks.event import Event
+from workers.webhooks.happened import told
 from workers.webhooks.signatures import Tolerance
 from workers.webhooks.sources import Source
 
@@ -44,6 +45,7 @@ class Receiver:
         declared: Declared,
         enqueue: Callable[[Message[None]], Any],
         *,
+        hear: Callable[[Event], bool] = lambda _event: False,
         clock: Clock,
         tolerance_seconds: float,
         most_bytes: int,
@@ -51,6 +53,7 @@ class Receiver:
         self._sources = sources
         self._declared = declared
         self._enqueue = enqueue
+        self._hear = hear
         self._clock = clock
         self._tolerance_seconds = tolerance_seconds
         self._most_bytes = most_bytes
@@ -67,32 +70,41 @@ class Receiver:
         try:
             body = await _read(request, self._most_bytes)
             now = Tolerance(self._clock.now(), self._tolerance_seconds)
-            event = source.open(Delivery.of(request.scope["headers"], body), now)
-            return await self._take(event)
+            delivery = Delivery.of(request.scope["headers"], body)
+            waits = source.scheme.waits
+            events = await run_in_threadpool(source.open, delivery, now) if waits else source.open(delivery, now)
+            return await self._take(name, events)
         except Refused as refused:
             self.counts[name, "refused"] += 1
             _log.info("a delivery to /%s is refused: %s", name, refused.reason)
             return _answer(refused.status, refused.reason)
 
-    async def _take(self, event: Event) -> Response:
+    async def _take(self, name: str, events: Sequence[Event]) -> Response:
         try:
-            messages = self._declared.messages(event)
-            # The broker's client blocks until the server has synced.
-            enqueued = bool(messages) and await run_in_threadpool(self._enqueue_all, messages)
-        except BrokerError as error:
-            self.counts[event.source, "put off"] += 1
-            _log.error("an event of %s is put off: %s", event.source, error)
+            taken = [(event, self._declared.messages(event)) for event in events]
+            if any(messages or told(event) is not None for event, messages in taken):
+                # The clients of broker and store block until the server has synced.
+                counts = await run_in_threadpool(self._take_all, taken)
+            else:
+                counts = Counter({"ignored": max(1, len(taken))})
+        except (BrokerError, LedgerError) as error:
+            self.counts[name, "put off"] += 1
+            _log.error("an event of %s is put off: %s", name, error)
             return Response("try again\n", 503, _RETRY_AFTER)
         except IdemError as error:
             raise Refused(422, f"the event cannot be enqueued: {error}") from error
-        self.counts[event.source, "enqueued" if enqueued else "ignored"] += 1
+        self.counts.update({(name, became): times for became, times in counts.items()})
         return Response(status_code=200)
 
-    def _enqueue_all(self, messages: list[Message[None]]) -> bool:
+    def _take_all(self, taken: Sequence[tuple[Event, list[Message[None]]]]) -> Counter[str]:
         """One after the other: where one fails the sender posts again, and the keys take care of those before it."""
-        for message in messages:
-            self._enqueue(message)
-        return True
+        counts: Counter[str] = Counter()
+        for event, messages in taken:
+            heard = self._hear(event)
+            for message in messages:
+                self._enqueue(message)
+            counts["enqueued" if messages else "heard" if heard else "ignored"] += 1
+        return counts
 
 
 def build_app(receiver: Receiver) -> Starlette:

@@ -15,11 +15,7 @@ from idem.keys import event_key
 from idem.protocol import InDoubt
 from workers.jobs import job_message
 from workers.webhooks.event import Event
-from workers.webhooks.happened import told
 from workers.webhooks.sources import SCHEMES, sender_of
-
-#: The job of ours that takes what proves an acceptance to the ledger.
-HEAR = "idem.hear"
 
 Hook = Callable[[Event], Email | Sequence[Email] | None]
 
@@ -54,16 +50,10 @@ class Declared:
     def messages(self, event: Event) -> list[Message[None]]:
         """A message for each job that wants the event, under the key that makes a second delivery free."""
         made = []
-        for wish in (*self._wishes.get((event.source, event.type), ()), *_hearing(event)):
+        for wish in self._wishes.get((event.source, event.type), ()):
             key = event_key(event.source, event.id, wish.job)
             made.append(job_message(wish.job, [event.as_dict()], {}, key, wish.in_doubt)[0])
         return made
-
-
-def _hearing(event: Event) -> list[_Wish]:
-    found = told(event)
-    proves = found is not None and found.provider_key is not None and found.happened.is_of_an_accepted_email
-    return [_Wish(HEAR, None)] if proves else []
 
 
 def check_declaration(source: str, types: Sequence[str], function: Callable[..., Any]) -> None:

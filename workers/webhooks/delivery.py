@@ -18,7 +18,10 @@ _LONGEST_ID: Final = 255
 
 
 class Refused(Exception):
-    """Raised when a delivery is not taken; `status` is the answer's, a 4xx, and `reason` one line of ours."""
+    """Raised when a delivery is not taken; `reason` is one line of ours.
+
+    `status` is the answer's: a 4xx, or 503 for what could not be checked now and is to be posted again.
+    """
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -62,16 +65,29 @@ class Said:
     created: float | None = None
 
 
-def parse(body: bytes) -> dict[str, Any]:
+def parse(body: bytes | str) -> dict[str, Any]:
     """The body as a JSON object; NaN, lone surrogates and what is not UTF-8 are refused with the rest."""
+    found = _decoded(body)
+    if not isinstance(found, dict):
+        raise Refused(400, "the body is not a JSON object")
+    return found
+
+
+def parse_list(body: bytes) -> list[dict[str, Any]]:
+    """The body as a list of JSON objects, the same way."""
+    found = _decoded(body)
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise Refused(400, "the body is not a list of JSON objects")
+    return found
+
+
+def _decoded(body: bytes | str) -> object:
     try:
-        found = msgspec.json.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        found: object = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeError):
         raise Refused(400, "the body is not JSON") from None
     except RecursionError:
         raise Refused(400, "the body is nested too deeply") from None
-    if not isinstance(found, dict):
-        raise Refused(400, "the body is not a JSON object")
     if _is_deeper(found, _MOST_LEVELS):
         raise Refused(400, "the body is nested too deeply")
     return found

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
 
-from workers.webhooks.delivery import Delivery, Refused, Said
+from workers.webhooks.delivery import Delivery, Refused, Said, parse
 
 #: Rotation needs two; each costs a comparison.
 _MOST_CANDIDATES: Final = 16
@@ -45,14 +45,25 @@ class Scheme:
     """How one sender signs and names its events; `source` is where it says so.
 
     `key` makes the HMAC's key from a secret as people copy it (`ValueError` when it is none), `check` raises `Refused`
-    unless the delivery was signed with one of the keys, `read` finds the event in one that was.
+    unless the delivery was signed with one of the keys, `read` finds the event in one that was. A sender whose
+    deliveries are not one event as one JSON object has `several` for `read`: what it reads, and the body of each.
+    `waits`: checking may have to ask another server, and does not belong on an event loop.
     """
 
     title: str
     source: str
     check: Callable[[Delivery, Sequence[bytes], Tolerance], None]
-    read: Callable[[Delivery, dict[str, Any]], Said]
+    read: Callable[[Delivery, dict[str, Any]], Said] | None = None
+    several: Callable[[Delivery], Iterable[tuple[Said, dict[str, Any]]]] | None = None
     key: Callable[[str], bytes] = str.encode
+    waits: bool = False
+
+    def events(self, delivery: Delivery) -> list[tuple[Said, dict[str, Any]]]:
+        """The events of a delivery that was checked, each with its body."""
+        if self.several is not None:
+            return list(self.several(delivery))
+        data = parse(delivery.body)
+        return [] if self.read is None else [(self.read(delivery, data), data)]
 
     def keys(self, secrets: Iterable[str]) -> tuple[bytes, ...]:
         """The keys of these secrets; `ValueError` for one that anybody could guess."""

@@ -12,8 +12,23 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from idem.errors import SettingsError
-from workers.webhooks import getmailer, github, hmac, lettermint, nuntly, resend, shopify, standard, stripe
-from workers.webhooks.delivery import Delivery, parse
+from workers.webhooks import (
+    brevo,
+    getmailer,
+    github,
+    hmac,
+    lettermint,
+    mailgun,
+    nuntly,
+    postmark,
+    resend,
+    sendgrid,
+    ses,
+    shopify,
+    standard,
+    stripe,
+)
+from workers.webhooks.delivery import Delivery
 from workers.webhooks.event import Event
 from workers.webhooks.signatures import Scheme, Tolerance
 
@@ -26,6 +41,11 @@ SCHEMES: Final[Mapping[str, Scheme]] = {
     "getmailer": getmailer.SCHEME,
     "nuntly": nuntly.SCHEME,
     "resend": resend.SCHEME,
+    "postmark": postmark.SCHEME,
+    "ses": ses.SCHEME,
+    "sendgrid": sendgrid.SCHEME,
+    "mailgun": mailgun.SCHEME,
+    "brevo": brevo.SCHEME,
     "hmac": hmac.SCHEME,
 }
 _NAME: Final = re.compile(r"(?P<sender>[a-z0-9]+)(_[a-z0-9_]{1,40})?", re.ASCII)
@@ -45,12 +65,13 @@ class Source:
     scheme: Scheme
     keys: Sequence[bytes] = field(repr=False)
 
-    def open(self, delivery: Delivery, tolerance: Tolerance) -> Event:
-        """The event in a delivery; `Refused` unless it is genuine and complete. Verified before anything is parsed."""
+    def open(self, delivery: Delivery, tolerance: Tolerance) -> tuple[Event, ...]:
+        """The events in a delivery, nearly always one; `Refused` unless all of it is genuine and complete."""
         self.scheme.check(delivery, self.keys, tolerance)
-        data = parse(delivery.body)
-        said = self.scheme.read(delivery, data)
-        return Event(source=self.name, id=said.id, type=said.type, created=said.created, data=data)
+        return tuple(
+            Event(source=self.name, id=said.id, type=said.type, created=said.created, data=data)
+            for said, data in self.scheme.events(delivery)
+        )
 
 
 def open_sources(secrets: Mapping[str, Sequence[str]]) -> dict[str, Source]:

@@ -14,8 +14,8 @@ from workers.cli import run
 from workers.process import idem_command
 
 _COMMANDS = [
-    "cancel", "dead", "demo", "doctor", "enqueue", "explain", "init", "list", "preview", "reconcile", "reopen",
-    "resolve", "sandbox", "schedule", "scheduler", "status", "webhooks", "worker",
+    "cancel", "dead", "demo", "doctor", "enqueue", "explain", "init", "list", "outbox", "preview", "reconcile", "relay",
+    "reopen", "resolve", "sandbox", "schedule", "scheduler", "status", "suppress", "webhooks", "worker",
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from idem import State, Unknown
+from idem.events import Happened
 from idem.keys import provider_key
 from idem.ledger import Claim
 from idem.protocol import Intent
@@ -19,21 +20,23 @@ from workers.sandbox.dialect import Mail
 from workers.sandbox.webhooks import SCHEMES, Posting
 from workers.sandbox.webhooks import Event as Posted
 from workers.settings import Settings
-from workers.webhooks.declared import HEAR, Declared
 from workers.webhooks.delivery import Delivery
-from workers.webhooks.happened import Happened, Told, told
+from workers.webhooks.happened import Told, told
 from workers.webhooks.signatures import Tolerance
 from workers.webhooks.sources import open_sources
 
 AT = 1_800_000_000.0
 
 
-def posted(provider: str, kind: Posted, key: str = "derived", at: float = AT) -> tuple[dict[str, str], bytes]:
+DERIVED = provider_key("default", "a-key", 0)
+
+
+def posted(provider: str, kind: Posted, key: str = DERIVED, at: float = AT) -> tuple[dict[str, str], bytes]:
     mail = Mail(
         sender="shop@example.com",
         to=("ann@example.com",),
         subject="Hello",
-        tags=(f"idem_key={key}",) if key else (),
+        tags=_tags(provider, key) if key else (),
         metadata={"idem_key": key} if key else {},
     )
     scheme = SCHEMES[provider]
@@ -51,9 +54,20 @@ def posted(provider: str, kind: Posted, key: str = "derived", at: float = AT) ->
     )
 
 
+def _tags(provider: str, key: str) -> tuple[str, ...]:
+    match provider:
+        case "getmailer":
+            return (f"idem_key_{key}",)
+        case "brevo":
+            return ("a-tag", key)
+        case _:
+            return (f"idem_key={key}",)
+
+
 def opened(provider: str, headers: dict[str, str], body: bytes) -> Event:
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    return open_sources({provider: (WHSEC,)})[provider].open(Delivery.of(raw, body), Tolerance(AT, 300.0))
+    (event,) = open_sources({provider: (WHSEC,)})[provider].open(Delivery.of(raw, body), Tolerance(AT, 300.0))
+    return event
 
 
 @pytest.mark.parametrize("provider", ["lettermint", "getmailer", "nuntly", "resend"])
@@ -61,12 +75,15 @@ def opened(provider: str, headers: dict[str, str], body: bytes) -> Event:
 def test_what_the_sandbox_posts_is_understood(provider: str, kind: Posted) -> None:
     event = opened(provider, *posted(provider, kind))
 
-    assert told(event) == Told(Happened(kind.value), provider, "id-1", "ann@example.com", "derived")
-    assert [message.kwargs["job"] for message in Declared().messages(event)] == [HEAR]
+    assert told(event) == Told(Happened(kind.value), provider, "id-1", ("ann@example.com",), DERIVED)
 
 
-def test_what_brings_no_key_back_needs_no_job_of_ours() -> None:
-    assert Declared().messages(opened("lettermint", *posted("lettermint", Posted.DELIVERED, key=""))) == []
+@pytest.mark.parametrize("key", ["", "theirs"])
+def test_a_key_that_is_none_of_ours_is_none(key: str) -> None:
+    found = told(opened("lettermint", *posted("lettermint", Posted.DELIVERED, key=key)))
+
+    assert found is not None
+    assert found.provider_key is None
 
 
 @pytest.mark.parametrize(
@@ -93,7 +110,7 @@ def test_what_is_malformed_is_left_out(junk: object) -> None:
 
 
 def test_an_event_with_the_derived_key_ends_a_doubt(tmp_path: Path) -> None:
-    """Through the job that the receiver enqueues; an event of another key changes nothing."""
+    """An event of another key changes nothing."""
     environ = {
         "IDEM_LEDGER_URL": f"sqlite:///{tmp_path}/ledger.db",
         "IDEM_PROVIDER": "smtp",
@@ -115,6 +132,7 @@ def test_an_event_with_the_derived_key_ends_a_doubt(tmp_path: Path) -> None:
 def _heard(app: App, key: str) -> tuple[State, str | None]:
     event = opened("lettermint", *posted("lettermint", Posted.DELIVERED, provider_key("default", key, 0)))
     app._hear(event)
+    app.reconciler().run()
     record = app.ledger.read("welcome-42")
     assert record is not None
     return record.state, record.message_id

@@ -16,15 +16,19 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from idem import Email
-from idem.errors import BrokerUnavailable, JobError, SettingsError
+from idem.errors import BrokerUnavailable, JobError, LedgerUnavailable, SettingsError
 from idem.keys import event_key
 from tests.workers.parts import RunIdem, Sandbox, StartIdem, Valkey, wait_for
 from tests.workers.webhooks.deliveries import NOW, PLAIN, SECRETS, WHSEC, Posted, post, sign
+from tests.workers.webhooks.key_pairs import ec_key, private, public
 from workers import App, Event
+from workers.sandbox.asymmetric import sign_ec
+from workers.sandbox.webhooks import SES_CERTIFICATE, SES_TOPIC
 from workers.settings import Settings
+from workers.webhooks import ses
 from workers.webhooks.app import Receiver, build_app
 from workers.webhooks.declared import Declared
-from workers.webhooks.sources import open_sources
+from workers.webhooks.sources import Source, open_sources
 
 LIMIT = 4_096
 
@@ -45,17 +49,27 @@ class Scene:
 
     def __init__(self) -> None:
         self.queue: list[dict[str, Any]] = []
+        self.heard: list[str] = []
         self.failure: Exception | None = None
+        self.deaf: Exception | None = None
         self.declared = Declared()
+        self.sources = open_sources({name: (secret,) for name, secret in SECRETS.items()})
         self.receiver = Receiver(
-            open_sources({name: (secret,) for name, secret in SECRETS.items()}),
+            self.sources,
             self.declared,
             self._enqueue,
+            hear=self._hear,
             clock=Clock(),
             tolerance_seconds=300.0,
             most_bytes=LIMIT,
         )
         self.app = build_app(self.receiver)
+
+    def _hear(self, event: Event) -> bool:
+        if self.deaf is not None:
+            raise self.deaf
+        self.heard.append(event.id)
+        return True
 
     def _enqueue(self, message: Message[None]) -> None:
         if self.failure is not None:
@@ -318,3 +332,75 @@ def test_json_of_an_event_is_what_was_posted() -> None:
     event = Event(source="stripe", id="e", type="t", created=1.5, data={"a": [1, None, "é"]})
 
     assert Event.from_dict(json.loads(json.dumps(event.as_dict()))) == event
+
+
+def test_what_tells_of_an_email_is_heard_without_a_job(scene: Scene) -> None:
+    """And what tells of nothing that we know is taken and counted."""
+    for kind in ("email.delivered", "domain.created"):
+        body = json.dumps({"id": kind, "type": kind, "data": {}}).encode()
+        assert scene.post("/getmailer", sign("getmailer", body)).status_code == 200
+
+    assert (scene.queue, scene.heard) == ([], ["email.delivered"])
+    assert scene.receiver.counts["getmailer", "heard"] == 1
+    assert scene.receiver.counts["getmailer", "ignored"] == 1
+
+
+def test_a_ledger_that_does_not_answer_puts_an_event_off(scene: Scene) -> None:
+    """It is posted again; its job was not enqueued, or is enqueued once more under its key."""
+    scene.declared.add("getmailer", ["email.delivered"], "receipt", None)
+    scene.deaf = LedgerUnavailable("the ledger does not answer")
+    body = json.dumps({"id": "e", "type": "email.delivered", "data": {}}).encode()
+    answer = scene.post("/getmailer", sign("getmailer", body))
+
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
+    assert scene.receiver.counts["getmailer", "put off"] == 1
+    scene.deaf = None
+    assert scene.post("/getmailer", sign("getmailer", body)).status_code == 200
+    assert [job["job"] for job in scene.queue] == ["receipt"]
+
+
+def test_a_delivery_with_many_events_is_taken_whole(scene: Scene) -> None:
+    """A job for each that one waits for."""
+    listed = [{"sg_event_id": f"e{number}", "event": "bounce"} for number in range(3)]
+    body, at = json.dumps(listed).encode(), str(NOW)
+    signature = sign_ec(private(ec_key()), at.encode() + body)
+    headers = {
+        "x-twilio-email-event-webhook-signature": signature,
+        "x-twilio-email-event-webhook-timestamp": at,
+    }
+    scene.declared.add("sendgrid", ["bounce"], "receipt", None)
+    scene.sources |= open_sources({"sendgrid": (public(ec_key()),)})
+    answer = scene.post("/sendgrid", Posted(headers, body))
+
+    assert answer.status_code == 200
+    assert [job["key"] for job in scene.queue] == [f"sendgrid/e{number}/receipt" for number in range(3)]
+    assert scene.heard == ["e0", "e1", "e2"]
+
+
+def test_a_sender_that_cannot_be_checked_now_is_told_to_come_again(scene: Scene) -> None:
+    """On a thread: the certificate is asked of another server."""
+    loops: list[bool] = []
+
+    def fetch(_url: str) -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            loops.append(False)
+        else:
+            loops.append(True)
+
+    scheme = ses.scheme(ses.Topics(fetch))
+    scene.sources |= {"ses": Source("ses", scheme, scheme.keys([SES_TOPIC]))}
+    envelope = {
+        "Type": "Notification",
+        "MessageId": "m",
+        "Message": "{}",
+        "Timestamp": "t",
+        "TopicArn": SES_TOPIC,
+        "SigningCertURL": SES_CERTIFICATE,
+        "SignatureVersion": "2",
+        "Signature": "AAAA",
+    }
+    answer = scene.post("/ses", Posted({}, json.dumps(envelope).encode()))
+
+    assert (answer.status_code, loops) == (503, [False])
