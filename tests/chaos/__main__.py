@@ -120,17 +120,21 @@ class _Play:
         self._over = True
         self._wait_for(lambda: not any(thread.is_alive() for thread in threads))
         self._fleet.end(self._fleet.schedulers)
-        intended = effects(self._intentions, self._progress, self._slots())
+        intended = self._intended()
         self._wait_for(lambda: self._is_settled(intended))
         settled = time.monotonic()
         self._fleet.end(self._fleet.members)
         self._stage.sandbox.read()
-        verdict = self._judge.judge(intended)
+        # Anew: the first slot may have been sent after others.
+        verdict = self._judge.judge(self._intended())
         if self._fleet.kills < self._told.kills:
             missing = f"{self._fleet.kills} of {self._told.kills}: the machine is too busy, or nothing moves"
             verdict.violations.append(Violation("too few kills", "the run", missing))
         seconds = {"seconds": round(settled - began, 1), "settling": round(settled - struck, 1)}
         return Outcome(self._figures(verdict) | seconds, verdict, self._stage.folder)
+
+    def _intended(self) -> list[Effect]:
+        return effects(self._intentions, self._progress, self._slots())
 
     def _slots(self) -> list[datetime]:
         """To the last that is enqueued: no scheduler runs any more."""

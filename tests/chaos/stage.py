@@ -31,19 +31,23 @@ LEASE_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One application with one class of provider; `certain`: no email may end in doubt there."""
+    """One application with one class of provider.
+
+    `certain`: no email may end in doubt there; `searched`: one may be in doubt until it was looked up.
+    """
 
     name: str
     provider: str
     share: float
     workers: int
     certain: bool = True
+    searched: bool = False
 
 
 LANES = (
     Lane("keyed", "lettermint", 0.5, 3),
     Lane("refusing", "brevo", 0.15, 2),
-    Lane("searchable", "postmark", 0.2, 2),
+    Lane("searchable", "postmark", 0.2, 2, searched=True),
     Lane("keyless", "smtp", 0.15, 2, certain=False),
 )
 #: The lane whose application also has the schedule and the webhooks.

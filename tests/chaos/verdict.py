@@ -99,10 +99,10 @@ class Judge:
         self._told = 0
 
     def unsettled(self, intended: Iterable[Effect]) -> Iterator[Effect]:
-        """What was not accepted so far, and has no end yet either."""
+        """What was not accepted so far and has no end yet either, or was and still has to be looked up."""
         accepted = {entry["subject"] for entry in self._stage.sandbox.accepted}
         for effect in intended:
-            if effect.subject not in accepted:
+            if effect.subject not in accepted or effect.lane.searched:
                 record = self.record(effect)
                 if record is None or not _is_end(effect.lane, record):
                     yield effect

@@ -574,7 +574,7 @@ def _spoil(**fields: bytes) -> Callable[[redis.Redis, bytes], Any]:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (_spoil(record=b'{"v":2}', claim=b"newer"), "version 2.*upgrade"),
+        (_spoil(record=b'{"v":3}', claim=b"newer"), "version 3.*upgrade"),
         (_spoil(state=b"teleported"), "teleported.*upgrade"),
         (_spoil(record=b'{"v":1,"key":"\xff"}', claim=b"other"), "damaged"),
         (lambda client, name: client.hdel(name, "version", "record"), "damaged"),

@@ -181,7 +181,7 @@ def _write_a_newer_schema(path: Path) -> None:
 def _write_a_newer_record(path: Path) -> None:
     _fill(path)
     with raw(path) as connection:
-        connection.execute("UPDATE records SET record = ?", (b'{"v":2}',))
+        connection.execute("UPDATE records SET record = ?", (b'{"v":3}',))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def _write_a_newer_record(path: Path) -> None:
         (_write_another_programs, "another program"),
         (_write_another_programs_version_1, "another program"),
         (_write_a_newer_schema, "schema 2.*upgrade"),
-        (_write_a_newer_record, "version 2.*upgrade"),
+        (_write_a_newer_record, "version 3.*upgrade"),
     ],
 )
 def test_a_file_that_cannot_be_trusted_is_one_clear_error(path: Path, spoil: Any, says: str) -> None:

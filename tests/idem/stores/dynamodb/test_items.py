@@ -98,7 +98,7 @@ def test_namespace_and_key_are_read_in_one_way() -> None:
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [('"v":1', '"v":2'), ('"state":"sending"', '"state":"teleported"'), ("{", "{{"), ('"version":1', '"version":"x"')],
+    [('"v":1', '"v":3'), ('"state":"sending"', '"state":"teleported"'), ("{", "{{"), ('"version":1', '"version":"x"')],
 )
 def test_what_is_not_known_is_not_read(old: str, new: str) -> None:
     item = record_to_item("default", make_record(), _DAY)

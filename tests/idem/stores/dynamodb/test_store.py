@@ -120,7 +120,7 @@ def test_a_newer_record_is_neither_read_nor_written() -> None:
         TableName=table,
         Key=pk,
         UpdateExpression="SET r = :r, v = :v",
-        ExpressionAttributeValues={":r": {"S": '{"v":2,"key":"k"}'}, ":v": {"N": "2"}},
+        ExpressionAttributeValues={":r": {"S": '{"v":3,"key":"k"}'}, ":v": {"N": "2"}},
     )
     before = client.real.get_item(TableName=table, Key=pk)["Item"]
     calls: list[Callable[[], object]] = [
@@ -129,7 +129,7 @@ def test_a_newer_record_is_neither_read_nor_written() -> None:
         lambda: store.swap(make_record(), advance(make_record())),
     ]
     for call in calls:
-        with pytest.raises(LedgerUnusable, match="version 2"):
+        with pytest.raises(LedgerUnusable, match="version 3"):
             call()
     assert client.real.get_item(TableName=table, Key=pk)["Item"] == before
 
