@@ -49,6 +49,11 @@ RUNS: Final[Mapping[str, Run]] = {
     "chaos": Run(
         "Real processes, killed",
         "Workers, a scheduler, a webhook receiver, the broker and the ledger, under SIGKILL and SIGSTOP.",
+        ("tests.chaos", "--jobs", "10000", "--kills", "500"),
+    ),
+    "release": Run(
+        "Real processes, killed 5,000 times",
+        "The same at the size of a release.",
         ("tests.chaos", "--jobs", "100000", "--kills", "5000"),
     ),
     "peers": Run(
@@ -75,6 +80,13 @@ RUNS: Final[Mapping[str, Run]] = {
     "sqs": Run("The SQS broker beside dramatiq-sqs", "On one emulator.", ("tests.bench.sqs",)),
     "webhooks": Run("A storm of webhooks", "Redelivered, forged, and the receiver killed.", ("tests.bench.webhooks",)),
     "schedules": Run("Schedules", "100,000 of them, and catching up.", ("tests.bench.schedule",)),
+    "slots": Run("Slots across clock changes", "Schedulers and workers, killed for 2 min.", ("tests.chaos.slots",)),
+    "outbox": Run(
+        "The outbox",
+        "10,000 transactions, a third rolled back.",
+        ("tests.bench.outbox", "--transactions", "10000", "--kills", "40"),
+    ),
+    "events": Run("Events and the suppression list", "What they cost.", ("tests.bench.events",)),
 }
 
 
