@@ -1,6 +1,6 @@
 """Chaos with real processes: everything is killed, halted and restarted, and each email is still accepted once.
 
-    python -m tests.chaos --jobs 10000 --kills 500            what CI runs
+    python -m tests.chaos --jobs 2000 --kills 100             what CI runs
     python -m tests.chaos --jobs 100000 --kills 5000          before a release
     python -m tests.chaos --ledger dynamodb --seed 7 ...      another ledger, another order of faults
 
