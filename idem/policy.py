@@ -9,6 +9,8 @@ from idem.errors import SettingsError
 
 #: Longest pause between two attempts. SQS cannot delay a message for longer (15 minutes), so nothing else does.
 MAX_DELAY_SECONDS = 900.0
+#: What a message is hidden for beyond its claim's lease: more than a request to the queue takes before the claim.
+_AFTER_LEASE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,15 @@ class Durations:
     def margin_seconds(self) -> float:
         """See `Policy.margin_seconds`."""
         return _margin(self.window_seconds, self.lease_seconds, self.http_timeout_seconds)
+
+    @property
+    def hidden_seconds(self) -> float:
+        """How long a message is kept from other workers after the last sign of life of the one that has it.
+
+        Before its claim is over they could only put it off, and soon afterwards they can go on: for no longer than that,
+        however long the visibility of the queue is.
+        """
+        return min(self.visibility_seconds, self.lease_seconds + _AFTER_LEASE_SECONDS)
 
     @property
     def memory_seconds(self) -> float | None:

@@ -319,10 +319,10 @@ def build_broker(settings: Settings) -> AnyBroker:
         from workers.brokers.servers import connect  # noqa: PLC0415 - the same
     except ImportError as error:
         raise MissingExtra("local" if scheme == "embedded" else "redis", "the broker") from error
-    namespace, visibility_seconds = settings.namespace, settings.visibility_seconds
+    namespace, hidden_seconds = settings.namespace, settings.durations().hidden_seconds
     if scheme == "embedded":
-        return EmbeddedBroker(Path(rest), namespace=namespace, visibility_seconds=visibility_seconds)
-    return RedisBroker(connect(settings.broker_url), namespace=namespace, visibility_seconds=visibility_seconds)
+        return EmbeddedBroker(Path(rest), namespace=namespace, visibility_seconds=hidden_seconds)
+    return RedisBroker(connect(settings.broker_url), namespace=namespace, visibility_seconds=hidden_seconds)
 
 
 def _sqs_broker(settings: Settings, place: str) -> SqsBroker:
@@ -336,6 +336,7 @@ def _sqs_broker(settings: Settings, place: str) -> SqsBroker:
         Client("sqs", names.region, endpoint),
         names,
         visibility_seconds=settings.visibility_seconds,
+        hidden_seconds=settings.durations().hidden_seconds,
         bucket=None if bucket is None else Bucket(Client("s3", names.region, endpoint), bucket),
     )
 

@@ -91,6 +91,12 @@ def test_each_rule_is_refused_with_its_reason_and_its_settings(
     replace(_ALL, **(changes | least)).check()
 
 
+def test_a_message_is_hidden_little_longer_than_its_claim_lives() -> None:
+    """And never for longer than the queue hides it."""
+    assert Durations().hidden_seconds == 65.0
+    assert Durations(lease_seconds=88.0).hidden_seconds == 90.0
+
+
 def test_what_does_not_apply_is_not_asked() -> None:
     """No keys, a ledger that forgets nothing, a queue that keeps a message until it is done."""
     assert len(list(Durations().rules())) == 3

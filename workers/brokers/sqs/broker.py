@@ -43,7 +43,10 @@ _OUT_OF_REACH_SECONDS: Final = 60.0
 
 
 class SqsBroker(dramatiq.Broker):
-    """Jobs in two queues of Amazon SQS: the jobs, and the dead letters."""
+    """Jobs in two queues of Amazon SQS: the jobs, and the dead letters.
+
+    The queue hides what it hands out for `visibility_seconds`; this process asks for `hidden_seconds`, if given.
+    """
 
     def __init__(
         self,
@@ -51,6 +54,7 @@ class SqsBroker(dramatiq.Broker):
         names: setup.Names,
         *,
         visibility_seconds: float,
+        hidden_seconds: float | None = None,
         bucket: Bucket | None = None,
         limits: Limits | None = None,
     ) -> None:
@@ -59,6 +63,7 @@ class SqsBroker(dramatiq.Broker):
         self.bucket = bucket
         self.limits = limits or Limits()
         self.visibility_seconds = visibility_seconds
+        self.hidden_seconds = visibility_seconds if hidden_seconds is None else hidden_seconds
         self.jobs, self.dead = Queue(client, names.jobs), Queue(client, names.dead)
         self.jobs_sender = GroupSender(self.jobs, longest_delay_seconds=self.limits.longest_delay_seconds)
         self.dead_sender = GroupSender(self.dead)
@@ -204,7 +209,7 @@ class _Consumer(Consumer):
         self._holding = Holding(
             broker.jobs,
             threads + prefetch,
-            visibility_seconds=broker.visibility_seconds,
+            visibility_seconds=broker.hidden_seconds,
             longest_hidden_seconds=broker.limits.longest_hidden_seconds,
         )
         self._settling = Settling(
@@ -216,7 +221,7 @@ class _Consumer(Consumer):
             self._settling.postpone,
             receivers=1 + threads // THREADS_A_RECEIVER,
             least=prefetch,
-            visibility_seconds=broker.visibility_seconds,
+            visibility_seconds=broker.hidden_seconds,
         )
         self._holding.start()
         self.receiving.start()

@@ -115,6 +115,17 @@ class TestVisibility:
             assert (again.message_id, again.options) == (sent.message_id, {"tries": 1})
 
     @on_the_other_emulator
+    def test_that_takes_no_longer_than_was_asked_for(self, endpoint: str) -> None:
+        """However long the queue hides messages by itself."""
+        with opened(endpoint, visibility_seconds=600, hidden_seconds=VISIBILITY_SECONDS) as side:
+            sent = side.enqueue()
+            side.take()
+            side.parts._holding.stop()
+            side.broker.stop_receiving()
+
+            with opened(endpoint, side.names, visibility_seconds=600) as other:
+                assert other.take(10 * VISIBILITY_SECONDS).message_id == sent.message_id
+
     def test_a_message_that_somebody_else_has_by_now_is_no_obstacle(self, side: Side) -> None:
         """By a receipt that is stale, neither a delete nor anything else stalls, or takes it from the other one."""
         sent = side.enqueue()
