@@ -46,6 +46,7 @@ class Sandbox:
     def __init__(self, url: str) -> None:
         self.url = url
         self._before = 0
+        self._events_before = 0
 
     @property
     def base_url(self) -> str:
@@ -70,6 +71,15 @@ class Sandbox:
         """Those without an answer so far, of which none has lost its client."""
         return sum(seen["status"] is None for seen in self._call("GET", "requests")[self._before :])
 
+    def tell(self, **order: Any) -> None:
+        """Have it post events of the emails that it accepts."""
+        self._call("POST", "webhooks", order)
+
+    def answers(self) -> list[int]:
+        """How events were answered since the last `clear`; those that were not are left out."""
+        posted = self._call("GET", "events")[self._events_before :]
+        return [event["status"] for event in posted if event["status"]]
+
     def order(self, fault: str, **options: Any) -> None:
         self._call("POST", "faults", {"provider": "*", "fault": fault, "times": None, **options})
 
@@ -79,7 +89,9 @@ class Sandbox:
     def clear(self) -> None:
         self.mend()
         self._call("DELETE", "accepted")
+        self._call("DELETE", "webhooks")
         self._before = self.requests()
+        self._events_before = len(self._call("GET", "events"))
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.workers.parts import RunIdem, Sandbox, StartIdem, wait_for
@@ -78,12 +77,12 @@ def test_a_bounce_keeps_the_next_email_back(
     running = start_idem("webhooks", "--app", "hooks:app", "--port", "0", env=env)
     url = wait_for(lambda: "/postmark" in running.log and running.log.split()[-1])
     # Copies, as a provider repeats what was answered 503: the embedded queue may be stopping with the worker just then.
-    order = {"provider": "postmark", "url": url, "secret": "user:password", "events": ["bounced"], "times": 1}
-    order |= {"copies": 3, "delay_ms": 1_000}
-    assert httpx.post(f"{sandbox.url}/api/webhooks", json=order).status_code == 201
+    sandbox.tell(
+        provider="postmark", url=url, secret="user:password", events=["bounced"], times=1, copies=3, delay_ms=1_000
+    )
 
     send("first")
-    wait_for(lambda: 200 in [each["status"] for each in httpx.get(f"{sandbox.url}/api/events").json()])
+    wait_for(lambda: 200 in sandbox.answers())
     (event,) = json.loads(idem("explain", "first", "--json"))["events"]
     assert (event["kind"], event["source"]) == ("bounced", "postmark")
     assert "kind bounced" in idem("explain", "first")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from idem import State, Unknown
@@ -157,20 +156,13 @@ def test_a_bounce_that_the_sandbox_posts_is_a_job(
     (tmp_path / "hooks.py").write_text(HOOKS)
     running = start_idem("webhooks", "--app", "hooks:app", "--port", "0", env={"IDEM_LETTERMINT_WEBHOOK_SECRET": WHSEC})
     url = wait_for(lambda: "/lettermint" in running.log and running.log.split()[-1])
-    order = {"provider": "lettermint", "url": url, "secret": WHSEC, "events": ["bounced"], "times": 1, "copies": 3}
-    assert httpx.post(f"{sandbox.url}/api/webhooks", json=order).status_code == 201
+    sandbox.tell(provider="lettermint", url=url, secret=WHSEC, events=["bounced"], times=1, copies=3)
     (tmp_path / "mail.jsonl").write_text(
         '{"from": "shop@example.com", "to": "gone@example.com", "subject": "Hi", "text": "Hi", "key": "k"}\n'
     )
     assert run_idem("enqueue", "mail.jsonl").status == 0
     assert run_idem("worker", "--app", "hooks:app", "--until-empty").status == 0
-    answers = wait_for(lambda: _answers(sandbox, 3))
-    assert answers == [200, 200, 200]
+    wait_for(lambda: sandbox.answers() == [200, 200, 200])
     assert run_idem("worker", "--app", "hooks:app", "--until-empty").status == 0
 
     assert sandbox.recipients() == ["gone@example.com", "desk@example.com"]
-
-
-def _answers(sandbox: Sandbox, count: int) -> list[int]:
-    found = [event["status"] for event in httpx.get(f"{sandbox.url}/api/events").json() if event["status"]]
-    return found if len(found) >= count else []
