@@ -7,9 +7,9 @@ stock's in turns. In it the server syncs its disk twice, to have the job and to 
 is printed beside it; and then the same on a server that syncs nothing.
 
 Worker kills: that many workers, each with a job begun (and perhaps another one in hand), are killed with `kill -9` at
-one instant, and an idle worker is there. From that instant until it begins each of their jobs, with a visibility
-timeout (stock on Redis: heartbeat timeout; stock on SQS: in place of its 12 hours) of so many seconds; the bound is
-that and 15 s. What is not there after the limit is lost, or later still. Stock on SQS does not prolong that timeout: it
+one instant, and an idle worker is there. From that instant until it begins each of their jobs, with the visibility
+timeout that a lease of so many seconds comes with (stock on Redis: heartbeat timeout; stock on SQS: in place of its 12
+hours); the bound is the lease and 15 s. What is not there after the limit is lost, or later still. Stock on SQS does not prolong that timeout: it
 runs from the receipt, and what is still being worked on goes to another worker as well.
 
 Jobs lost: seven failing attempts each, without and with some retries refused by the server at that instant, and jobs
@@ -37,6 +37,7 @@ from typing import Final
 import boto3  # type: ignore[import-untyped]  # ships no types
 import redis
 
+from idem.policy import Durations
 from tests import services
 from tests.bench.side import QUEUE, enqueue, open_broker
 from tests.bench.sqs import stock_python
@@ -307,8 +308,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1_000)
     parser.add_argument("--latencies", type=int, default=100)
     parser.add_argument("--kills", type=int, default=40)
-    parser.add_argument("--visibility", type=float, default=10.0)
-    parser.add_argument("--limit", type=float, default=60.0)
+    parser.add_argument("--lease", type=float, default=60.0)
+    parser.add_argument("--limit", type=float, default=120.0)
     given = parser.parse_args()
     logging.disable(logging.CRITICAL)
     _say(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
@@ -350,10 +351,9 @@ def _sqs(given: argparse.Namespace, folder: Path) -> None:
 
 
 def _measure(given: argparse.Namespace, broker: str, sides: Sequence[Side], clear: Callable[[Side], object]) -> None:
+    hidden = Durations(lease_seconds=given.lease).hidden_seconds
     measures: dict[str, Callable[[Side], str]] = {
-        f"killed, {given.visibility:g} s (bound {given.visibility + _BOUND_SECONDS:g} s)": lambda side: recover(
-            side, given.kills, given.visibility, given.limit
-        ),
+        f"killed (bound {given.lease + _BOUND_SECONDS:g} s)": lambda side: recover(side, given.kills, hidden, given.limit),
         f"{_ATTEMPTS} failing attempts": lambda side: retry(side, given.jobs),
         "and refused retries": lambda side: retry(side, given.jobs, "refuse"),
         "unknown actor": lambda side: unknown(side, given.jobs),

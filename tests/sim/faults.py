@@ -101,29 +101,40 @@ class Sizes:
 
 
 class Faults:
-    """By plan: what it says and nothing else. `done` is what happened, as a plan; `met` are all steps, in order."""
+    """By plan: what it says and nothing else. `done` is what happened, as a plan; `steps` counts what was met."""
 
     def __init__(self, plan: Plan) -> None:
         self.done: dict[Spot, Fault] = {}
-        self.met: list[tuple[Spot, str]] = []
+        self.steps = 0
         self._plan = plan
         self._counts: dict[str, int] = {}
 
     def meet(self, name: str, op: str) -> Fault | None:
         """Count a step of `name`; the fault that it meets."""
+        self.steps += 1
         number = self._counts.get(name, 0)
         self._counts[name] = number + 1
-        spot = Spot(name, number)
-        self.met.append((spot, op))
-        fault = self._decide(spot, op)
+        fault = self._decide(name, number, op)
         if fault is not None:
-            self.done[spot] = fault
+            self.done[Spot(name, number)] = fault
         return fault
 
-    def _decide(self, spot: Spot, op: str) -> Fault | None:
-        fault = self._plan.get(spot)
+    def _decide(self, name: str, number: int, op: str) -> Fault | None:
+        fault = self._plan.get(Spot(name, number))
         # In a plan that was made smaller, another step may stand there.
         return fault if fault is not None and fault.kind in KINDS[op] else None
+
+
+class Noted(Faults):
+    """By plan, and `met` are all steps, in order."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self.met: list[tuple[Spot, str]] = []
+
+    def _decide(self, name: str, number: int, op: str) -> Fault | None:
+        self.met.append((Spot(name, number), op))
+        return super()._decide(name, number, op)
 
 
 class Chance(Faults):
@@ -135,15 +146,18 @@ class Chance(Faults):
         self._sizes = sizes
         self._rate = rate
         self._most = most
-        self._drawn: dict[str, tuple[random.Random, list[int]]] = {}
+        self._chances: dict[str, random.Random] = {}
+        self._left: dict[str, int] = {}
 
-    def _decide(self, spot: Spot, op: str) -> Fault | None:
-        if spot.name not in self._drawn:
-            chance = random.Random(f"{self._seed} {spot.name}")
-            self._drawn[spot.name] = chance, [chance.randint(3, self._most)]
-        chance, left = self._drawn[spot.name]
-        if not left[0] or chance.random() >= self._rate:
+    def _decide(self, name: str, number: int, op: str) -> Fault | None:
+        assert number >= 0
+        left = self._left.get(name)
+        if left is None:
+            chance = self._chances[name] = random.Random(f"{self._seed} {name}")
+            left = self._left[name] = chance.randint(3, self._most)
+        if not left or self._chances[name].random() >= self._rate:
             return None
-        left[0] -= 1
+        self._left[name] = left - 1
+        chance = self._chances[name]
         kind = chance.choice(KINDS[op])
         return Fault(kind, chance.choice(self._sizes.of(kind, op)))

@@ -11,7 +11,7 @@ from typing import TypeVar
 from idem.protocol import InDoubt
 from idem.providers.base import BatchKeys
 from tests.sim import oracle
-from tests.sim.faults import KINDS, TRANSITIONS, Chance, Fault, Faults, Kind, Plan, Sizes, Spot
+from tests.sim.faults import KINDS, TRANSITIONS, Chance, Fault, Faults, Kind, Noted, Plan, Sizes, Spot
 from tests.sim.neighbours import world_of
 from tests.sim.oracle import Tally
 from tests.sim.provider import WINDOW_SECONDS, Offer
@@ -138,12 +138,12 @@ def wide(offer: Offer) -> Iterator[Scenario]:
 def singles(scenario: Scenario, plan: Plan | None = None) -> Iterator[Plan]:
     """Every fault at every step that is met, one at a time, on top of those of a plan and after them."""
     before = dict(plan or {})
-    world = world_of(scenario, Faults(before))
-    world.run()
+    noted = Noted(before)
+    world_of(scenario, noted).run()
     last: dict[str, int] = {}
     for spot in before:
         last[spot.name] = max(last.get(spot.name, -1), spot.number)
-    for spot, op in world.faults.met:
+    for spot, op in noted.met:
         if spot.number > last.get(spot.name, -1):
             yield from ({**before, spot: fault} for fault in _faults(scenario.offer, op))
 

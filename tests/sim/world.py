@@ -8,6 +8,7 @@ what `tests.sim.faults` has for it.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -333,6 +334,7 @@ class Queue:
 
     def __init__(self, world: World) -> None:
         self.letters: dict[int, Letter] = {}
+        self._keys: Counter[str] = Counter()
         self.dead: list[tuple[Letter, str]] = []
         self._world = world
         self._ready: list[Letter] = []
@@ -343,6 +345,7 @@ class Queue:
         self._last += 1
         self._touched = self._last
         letter = self.letters[self._last] = Letter(self._last, message, job)
+        self._keys.update(keys_of(message))
         self._due(letter, 0.0)
 
     def take(self) -> Letter | None:
@@ -360,11 +363,12 @@ class Queue:
         return bool(self._ready)
 
     def holds(self, key: str) -> bool:
-        return any(key in keys_of(letter.message) for letter in self.letters.values())
+        return self._keys[key] > 0
 
     def lose(self) -> None:
         """What it was told of last, it has forgotten."""
-        self.letters.pop(self._touched, None)
+        if self._touched in self.letters:
+            self._drop(self.letters[self._touched])
 
     def expire(self, letter: Letter, receipt: int, seconds: float) -> None:
         """Nobody extends this delivery any more."""
@@ -378,14 +382,18 @@ class Queue:
         match disposition:
             case Acknowledge():
                 self._world.check_acknowledged(letter)
-                del self.letters[letter.number]
+                self._drop(letter)
             case Retry(delay_seconds=delay, tried=tried) if letter.receipt == receipt:
                 tries = letter.message.options.get("tries", 0) + tried
                 letter.message = replace(letter.message, options={"tries": tries})
                 self._due(letter, delay)
             case Bury(reason=reason) if letter.receipt == receipt:
-                del self.letters[letter.number]
+                self._drop(letter)
                 self.dead.append((letter, reason))
+
+    def _drop(self, letter: Letter) -> None:
+        del self.letters[letter.number]
+        self._keys.subtract(keys_of(letter.message))
 
     def _expired(self, letter: Letter, receipt: int) -> None:
         if letter.in_flight and letter.receipt == receipt and letter.number in self.letters:
@@ -577,11 +585,12 @@ class Worker:
         """Come to a step: time goes on, and what can happen before it happens."""
         world = self.world
         world.scheduler.now += _STEP_SECONDS
-        if len(world.faults.met) > _MOST_STEPS * len(world.scenario.jobs):
-            raise Violation("L0 it does not come to an end")
         fault = world.faults.meet(self.name, op)
+        if world.faults.steps > world.most_steps:
+            raise Violation("L0 it does not come to an end")
         if fault is None:
-            world.say(self, lambda: op)
+            if world.tracing:
+                world.say(self, lambda: op)
             return None
         world.say(self, lambda: f"{op}: {fault}")
         if fault.kind is Kind.PAUSE_BEFORE:
@@ -719,7 +728,8 @@ class World:
         self.durable = {job.name for job in scenario.jobs if job.durable}
         self.trace: list[str] = []
         self.keys: dict[str, str] = {}
-        self._tracing = tracing
+        self.tracing = tracing
+        self.most_steps = _MOST_STEPS * len(scenario.jobs)
         self._chance = random.Random(scenario.seed)
         self.jitter = self._chance.random
         self._ids = count(1)
@@ -775,7 +785,7 @@ class World:
 
     def say(self, worker: Worker, what: Callable[[], str]) -> None:
         """Write into the trace."""
-        if self._tracing:
+        if self.tracing:
             at = self.scheduler.now - START
             self.trace.append(f"{at:12.3f} machine {worker.number} {worker.name}: {what()}")
 
