@@ -69,8 +69,8 @@ class Durations:
     def hidden_seconds(self) -> float:
         """How long a message is kept from other workers after the last sign of life of the one that has it.
 
-        Before its claim is over they could only put it off, and soon afterwards they can go on: for no longer than that,
-        however long the visibility of the queue is.
+        Before its claim is over they could only put it off, and soon afterwards they can go on: for no longer than
+        that, however long the visibility of the queue is.
         """
         return min(self.visibility_seconds, self.lease_seconds + _AFTER_LEASE_SECONDS)
 

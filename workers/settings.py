@@ -127,7 +127,9 @@ class Settings:
         None, "WINDOW_SECONDS", "how long the provider remembers a key; by default what it documents, and never more"
     )
     visibility_seconds: float = _setting(
-        90.0, "VISIBILITY_SECONDS", "how long the queue hides a job in hand; a worker asks for its lease and 5 s, if less"
+        90.0,
+        "VISIBILITY_SECONDS",
+        "how long the queue hides a job in hand; a worker asks for its lease and 5 s, if less",
     )
     backoff_seconds: float = _setting(
         1.0, "BACKOFF_SECONDS", "the first pause before a retry; it doubles, up to 15 min"

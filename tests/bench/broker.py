@@ -9,8 +9,8 @@ is printed beside it; and then the same on a server that syncs nothing.
 Worker kills: that many workers, each with a job begun (and perhaps another one in hand), are killed with `kill -9` at
 one instant, and an idle worker is there. From that instant until it begins each of their jobs, with the visibility
 timeout that a lease of so many seconds comes with (stock on Redis: heartbeat timeout; stock on SQS: in place of its 12
-hours); the bound is the lease and 15 s. What is not there after the limit is lost, or later still. Stock on SQS does not prolong that timeout: it
-runs from the receipt, and what is still being worked on goes to another worker as well.
+hours); the bound is the lease and 15 s. What is not there after the limit is lost, or later still. Stock on SQS does
+not prolong that timeout: it runs from the receipt, and what is still being worked on goes to another worker as well.
 
 Jobs lost: seven failing attempts each, without and with some retries refused by the server at that instant, and jobs
 for an actor that the worker does not know.
@@ -353,7 +353,9 @@ def _sqs(given: argparse.Namespace, folder: Path) -> None:
 def _measure(given: argparse.Namespace, broker: str, sides: Sequence[Side], clear: Callable[[Side], object]) -> None:
     hidden = Durations(lease_seconds=given.lease).hidden_seconds
     measures: dict[str, Callable[[Side], str]] = {
-        f"killed (bound {given.lease + _BOUND_SECONDS:g} s)": lambda side: recover(side, given.kills, hidden, given.limit),
+        f"killed (bound {given.lease + _BOUND_SECONDS:g} s)": lambda side: recover(
+            side, given.kills, hidden, given.limit
+        ),
         f"{_ATTEMPTS} failing attempts": lambda side: retry(side, given.jobs),
         "and refused retries": lambda side: retry(side, given.jobs, "refuse"),
         "unknown actor": lambda side: unknown(side, given.jobs),

@@ -48,7 +48,7 @@ class SqsBroker(dramatiq.Broker):
     The queue hides what it hands out for `visibility_seconds`; this process asks for `hidden_seconds`, if given.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is one thing that a deployment or a test decides
         self,
         client: Client,
         names: setup.Names,
