@@ -173,7 +173,7 @@ class Sender:
         intent = self._intent(source)
         if intent is None:
             return Empty()
-        claim = self._ledger.claim(replace(intent, batched=batched))
+        claim = self._ledger.claim(replace(intent, batched=True) if batched else intent)
         if isinstance(claim, Conflict):
             self._ledger.note_conflict(claim.record, intent.fingerprint)
             return Refused(claim.record)

@@ -163,6 +163,6 @@ def _doubted(world: World, name: str) -> set[str]:
     """The keys in doubt whose derived key this is."""
     return {
         record.key
-        for record in world.table.records()
-        if record.state is State.IN_DOUBT and provider_key(NAMESPACE, record.key, record.generation) == name
+        for record in world.table.list(State.IN_DOUBT, len(world.keys))
+        if provider_key(NAMESPACE, record.key, record.generation) == name
     }

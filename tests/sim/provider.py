@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from enum import Enum
+
+import msgspec
 
 from idem.email import Email
 from idem.outcome import Accepted, Rejected
@@ -92,7 +93,7 @@ _CONTRACTS = {(offer, keys): _contract_of(offer, keys) for offer in Offer for ke
 
 def answer(status: int, headers: Mapping[str, str] | None = None, **body: object) -> Answer:
     """An answer on the wire, which our own code then reads by the contract."""
-    return Answer(status, headers or {}, json.dumps(body).encode())
+    return Answer(status, headers or {}, msgspec.json.encode(body))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,4 +180,4 @@ def _accepted(taken: Sequence[Acceptance]) -> Answer:
 
 def ids_of(body: bytes) -> tuple[Accepted | Rejected, ...]:
     """What the answer to a request for several emails says of each."""
-    return tuple(Accepted(message_id) for message_id in json.loads(body)["ids"])
+    return tuple(Accepted(message_id) for message_id in msgspec.json.decode(body)["ids"])

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import count
 from typing import Any, TypeVar
 from unittest.mock import patch
@@ -129,13 +129,21 @@ class Table(MemoryStore):
         self._heard = heard
         self.late: dict[str, list[tuple[int, Record | None, Record]]] = {}
         self.writes = 0
+        self._in_state: Counter[State] = Counter()
 
     def swap(self, old: Record | None, new: Record) -> Record | None:
         stored = super().swap(old, new)
         if stored is None:
             self.writes += 1
+            self._in_state[new.state] += 1
+            if old is not None:
+                self._in_state[old.state] -= 1
             self._applied(old, new)
         return stored
+
+    def list(self, state: State, limit: int) -> Iterator[Record]:
+        """As every store; nobody goes through all records to find that there is none."""
+        return super().list(state, limit) if self._in_state[state] else iter(())
 
     def delay(self, old: Record | None, new: Record, transitions: int) -> None:
         """Let a write arrive after that many further transitions of its key, or when all is over."""
@@ -148,8 +156,8 @@ class Table(MemoryStore):
             for _, old, new in waiting:
                 self.swap(old, new)
 
-    def records(self) -> Sequence[Record]:
-        return list(self._records.values())
+    def records(self) -> Iterable[Record]:
+        return self._records.values()
 
     def _applied(self, old: Record | None, new: Record) -> None:
         self._heard(old, new)
@@ -479,25 +487,38 @@ class Worker:
             **heed,
         )
         broker: Any = Producing(self)
-        self.app = App(_SETTINGS)
-        self.app.__dict__ |= {"ledger": self.ledger, "broker": broker}
         self._performer = Performer(
             sender, broker, world.functions, ledger=self.ledger, gate=gate, policy=world.policy, clock=self.clock
         )
-        self.reconciler = Reconciler(
+        self._store, self._line = store, line
+        # Made when they are asked for: most processes die before that.
+        self.__dict__.pop("app", None)
+        self.__dict__.pop("reconciler", None)
+
+    @cached_property
+    def app(self) -> App:
+        """The process's own, as far as it enqueues."""
+        app = App(_SETTINGS)
+        app.__dict__ |= {"ledger": self.ledger, "broker": Producing(self)}
+        return app
+
+    @cached_property
+    def reconciler(self) -> Reconciler:
+        """The process's own."""
+        return Reconciler(
             self.ledger,
-            {"simulated": line},
+            {"simulated": self._line},
             clock=self.clock,
             namespace=NAMESPACE,
             patience=PATIENCE,
             resume=self.app.resume,
-            events=EventNotes(store, clock=self.clock, keep_seconds=KEEP_SECONDS),
+            events=EventNotes(self._store, clock=self.clock, keep_seconds=KEEP_SECONDS),
         )
 
     @contextmanager
     def _building(self, building: Building) -> Iterator[None]:
         """Between the claim and what the function returns: it takes a third of a lease as often as its job says."""
-        for _ in range(self.world.builds_long(building.source.key)):
+        for _ in range(self.world.long.get(building.source.key, 0)):
             self.hold(LEASE / 3)
             if building.lost is not None:
                 break
@@ -728,6 +749,8 @@ class World:
         self.durable = {job.name for job in scenario.jobs if job.durable}
         self.trace: list[str] = []
         self.keys: dict[str, str] = {}
+        #: For how many thirds of a lease the job of a key builds.
+        self.long: dict[str, int] = {}
         self.tracing = tracing
         self.most_steps = _MOST_STEPS * len(scenario.jobs)
         self._chance = random.Random(scenario.seed)
@@ -751,10 +774,6 @@ class World:
         with self._reading_once():
             self.scheduler.run()
         self.table.arrive()
-
-    def builds_long(self, key: str) -> int:
-        """For how many thirds of a lease the job of that key builds."""
-        return next((job.long for job in self.scenario.jobs if self.keys.get(job.name) == key), 0)
 
     @contextmanager
     def _reading_once(self) -> Iterator[None]:
@@ -849,6 +868,7 @@ class World:
         own = job.name if job.keyed else message_id
         members = [f"/{n}" for n in range(1, job.emails + 1)] if job.emails is not None and job.emails > 1 else [""]
         self.keys |= {f"{job.name}{member}": f"{own}{member}" for member in members}
+        self.long[own] = job.long
         return replace(message, kwargs=kwargs, message_id=message_id, message_timestamp=int(self.scheduler.now * 1000))
 
     def email(self, job: Job, name: str, text: str) -> Email:
