@@ -106,20 +106,32 @@ def welcome(number):
 #: Threads that write at the same moment share one batch of statements.
 _PRODUCE = """
 from concurrent.futures import ThreadPoolExecutor
-from shop import app, welcome
+from datetime import timedelta
+from sqlalchemy import create_engine
+from shop import app, email, welcome
+from workers import by_content
 
+engine = create_engine("sqlite:///shop.db", hide_parameters=True)
+app.outbox.metadata.create_all(engine)
+with engine.begin() as connection:
+    app.outbox.add(connection, email("order"), key="o1")
 with ThreadPoolExecutor(40) as threads:
     list(threads.map(lambda number: welcome.send(number, key=f"w{number}", durable=True), range(40)))
 app.cancel("w0")
+for _ in range(2):
+    app.enqueue(email("content"), key=by_content(within=timedelta(hours=1)))
 """
 
 
 def test_whoever_enqueues_and_who_only_looks_works_under_a_role_of_the_stack(scene: Scene, stack: Stack) -> None:
     own = scene.environ | {"IDEM_NAMESPACE": "shop", "IDEM_STRIPE_WEBHOOK_SECRET": WHSEC}
+    own |= {"IDEM_OUTBOX_URL": "sqlite:///shop.db"}
     (scene.folder / "shop.py").write_text(_APP, encoding="utf-8")
 
     scene.environ = own | stack.acting_as("Producer")
     subprocess.run([sys.executable, "-c", _PRODUCE], cwd=scene.folder, env=scene.environ, check=True)
+    scene.environ = own | stack.acting_as("Relay")
+    scene.idem("relay", "--until-empty")
     scene.environ = own | stack.acting_as("Receiver")
     with _running(scene, "webhooks", "--port", "0") as receiver:
         assert receiver.stdout is not None
@@ -132,13 +144,15 @@ def test_whoever_enqueues_and_who_only_looks_works_under_a_role_of_the_stack(sce
     scene.environ = own | stack.acting_as("Scheduler")
     with _running(scene, "scheduler"):
         scene.environ = own | stack.acting_as("Reader")
-        wait_for(lambda: json.loads(scene.idem("status", "--json"))["queue"]["ready"] > 41)
+        wait_for(lambda: json.loads(scene.idem("status", "--json"))["queue"]["ready"] > 43)
     scene.environ = own | stack.acting_as("Worker")
     scene.idem("worker", "--app", "shop:app", "--until-empty")
 
     accepted = scene.accepted()
     assert accepted.pop("beat") >= 1
-    assert accepted == {"receipt evt_1": 1} | {f"welcome {number}": 1 for number in range(1, 40)}
+    assert accepted == {"receipt evt_1": 1, "order": 1, "content": 1} | {
+        f"welcome {number}": 1 for number in range(1, 40)
+    }
     scene.environ = own | stack.acting_as("Reader")
     assert json.loads(scene.idem("explain", "w0", "--json"))["state"] == "cancelled"
     assert json.loads(scene.idem("explain", "w1", "--json"))["state"] == "sent"

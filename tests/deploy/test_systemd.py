@@ -19,6 +19,7 @@ _SERVICES = [name for name in _UNITS if name.endswith(".service")]
 _WORKER = load_unit("idem-worker@.service")["Service"]
 _WATCH = load_unit("idem-in-doubt-age@.service")["Service"]
 _RECEIVER = load_unit("idem-webhooks@.service")["Service"]
+_RELAY = load_unit("idem-relay@.service")["Service"]
 _SCHEDULER = load_unit("idem-scheduler@.service")["Service"]
 
 #: Of 100: systemd's sum of what a service could do; one that is not restricted has 92 or more.
@@ -82,6 +83,7 @@ def test_a_receiver_has_time_to_answer() -> None:
         (_WORKER, "--app shop:app --processes 2 --threads 16"),
         (_SCHEDULER, "--app shop:app --verbose"),
         (_RECEIVER, "--app shop:app --port 8026"),
+        (_RELAY, "--verbose"),
     ],
 )
 def test_its_command_is_understood(service: SectionProxy, given: str) -> None:
@@ -108,7 +110,7 @@ def test_what_is_published_is_what_there_is_to_publish() -> None:
     assert (DEPLOY / Path(_WATCH["ExecStart"].split()[-1]).name).is_file()
 
 
-@pytest.mark.parametrize("service", [_WORKER, _WATCH, _SCHEDULER, _RECEIVER])
+@pytest.mark.parametrize("service", [_WORKER, _WATCH, _SCHEDULER, _RECEIVER, _RELAY])
 def test_it_stays_in_its_own_directory(service: SectionProxy) -> None:
     assert service["WorkingDirectory"] == f"/var/lib/{service['StateDirectory']}"
     assert service["EnvironmentFile"] == "/etc/idem/%i.env"
