@@ -130,17 +130,8 @@ class Ledger:
 
     def cancel(self, key: str, *, by: str) -> Record | None:
         """Call a key back, also one that nobody knows yet; None where it is too late to."""
-        claim_id = self._new_id()
-        record = self._store.read(key)
-        while True:
-            now = self._clock.now()
-            cancelled = protocol.cancel(record, key, claim_id=claim_id, by=by, now=now, rules=self._rules)
-            if cancelled is None:
-                return None
-            stored = self._write(record, cancelled)
-            if stored is None:
-                return cancelled
-            record = stored
+        decide = partial(protocol.cancel, key=key, claim_id=self._new_id(), by=by, rules=self._rules)
+        return self._decide(self._store.read(key), lambda known, now: decide(known, now=now))
 
     def renew(self, claim: Claim) -> Claim | Lost:
         """Hold the claim for one more lease while its email is being built. One write.
@@ -228,16 +219,16 @@ class Ledger:
 
     def resolve(self, record: Record, resolution: Resolution, *, by: str) -> Record | None:
         """Decide about a key from outside a claim; None where the record, as it is now, does not allow it."""
-        claim_id = self._new_id()
-        while True:
-            now = self._clock.now()
-            resolved = protocol.resolve(record, resolution, claim_id=claim_id, by=by, now=now, rules=self._rules)
-            if resolved is None:
-                return None
-            stored = self._write(record, resolved)
-            if stored is None:
-                return resolved
-            record = stored
+        decide = partial(protocol.resolve, resolution=resolution, claim_id=self._new_id(), by=by, rules=self._rules)
+        return self._decide(record, lambda known, now: known and decide(known, now=now))
+
+    def _decide(self, record: Record | None, decide: Callable[[Record | None, float], Record | None]) -> Record | None:
+        """Write what is decided about the record as it is by then; None where nothing may be."""
+        while (decided := decide(record, self._clock.now())) is not None:
+            record = self._write(record, decided)
+            if record is None:
+                return decided
+        return None
 
     def touch(self, record: Record) -> bool:
         """Make a live record due from now on; False when somebody else has changed it, or touched it, meanwhile."""

@@ -76,7 +76,11 @@ RUNS: Final[Mapping[str, Run]] = {
         "Many processes, one key: one winner each round.",
         ("tests.bench.races",),
     ),
-    "broker": Run("The Redis broker beside dramatiq's own", "On one Valkey server.", ("tests.bench.broker",)),
+    "broker": Run(
+        "The brokers beside stock dramatiq",
+        "Redis on one Valkey server that syncs every write, SQS on one emulator.",
+        ("tests.bench.broker",),
+    ),
     "sqs": Run("The SQS broker beside dramatiq-sqs", "On one emulator.", ("tests.bench.sqs",)),
     "webhooks": Run("A storm of webhooks", "Redelivered, forged, and the receiver killed.", ("tests.bench.webhooks",)),
     "schedules": Run("Schedules", "100,000 of them, and catching up.", ("tests.bench.schedule",)),

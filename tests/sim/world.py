@@ -43,7 +43,7 @@ from tests.sim.scheduler import Scheduler
 from workers import actors
 from workers.actors import JobFunction, Performer
 from workers.app import App
-from workers.brokers.base import Acknowledge, Bury, Disposition, Retry
+from workers.brokers.base import Acknowledge, Bury, Disposition, Retry, enqueue_each
 from workers.jobs import Asked, email_message, job_message, part_message, read_message
 from workers.settings import Settings
 from workers.timing import Timing
@@ -436,14 +436,7 @@ class Producing:
         return message
 
     def enqueue_many(self, messages: Sequence[Message[None]]) -> list[BrokerError | None]:
-        results: list[BrokerError | None] = []
-        for message in messages:
-            try:
-                self.enqueue(message)
-            except BrokerError as error:
-                return results + [error] * (len(messages) - len(results))
-            results.append(None)
-        return results
+        return enqueue_each(self.enqueue, messages)
 
 
 class Worker:

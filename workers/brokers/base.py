@@ -6,7 +6,7 @@ Saying nothing, because an exception, an interrupt or a bug came between, means 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -125,6 +125,20 @@ class JobBroker(Protocol):
     def close(self) -> None:
         """Let go of connections."""
         ...
+
+
+def enqueue_each(
+    enqueue: Callable[[Message[None]], object], messages: Sequence[Message[None]]
+) -> list[BrokerError | None]:
+    """`JobBroker.enqueue_many` where a request takes one message: one by one, and none behind one that failed."""
+    results: list[BrokerError | None] = []
+    for message in messages:
+        try:
+            enqueue(message)
+        except BrokerError as error:
+            return results + [error] * (len(messages) - len(results))
+        results.append(None)
+    return results
 
 
 def dispose(message: Message[None] | MessageProxy, disposition: Disposition) -> None:

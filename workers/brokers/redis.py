@@ -31,7 +31,17 @@ from dramatiq.middleware import CurrentMessage
 
 from idem.errors import BrokerError
 from idem.privacy import redact
-from workers.brokers.base import Acknowledge, Backlog, Bury, DeadLetter, Retry, dispose, disposition_of, read_letter
+from workers.brokers.base import (
+    Acknowledge,
+    Backlog,
+    Bury,
+    DeadLetter,
+    Retry,
+    dispose,
+    disposition_of,
+    enqueue_each,
+    read_letter,
+)
 from workers.brokers.messages import InHand, decode
 from workers.brokers.servers import FAILURES, Link, durability, forbids, translate, translated
 
@@ -93,15 +103,8 @@ class RedisBroker(dramatiq.Broker):
             return copy
 
     def enqueue_many(self, messages: Sequence[Message[Any]]) -> list[BrokerError | None]:
-        """See `JobBroker.enqueue_many`: one after the other, and none behind one that failed."""
-        results: list[BrokerError | None] = []
-        for message in messages:
-            try:
-                self.enqueue(message)
-            except BrokerError as error:
-                return results + [error] * (len(messages) - len(results))
-            results.append(None)
-        return results
+        """See `JobBroker.enqueue_many`."""
+        return enqueue_each(self.enqueue, messages)
 
     def backlog(self) -> Backlog:
         """How many messages there are, by one atomic reading."""
