@@ -19,6 +19,7 @@ import pytest
 
 from idem.email import Email
 from tests.valkey import DURABLE, Server
+from workers.app import App
 
 PATIENCE_SECONDS = 30.0
 
@@ -210,3 +211,12 @@ def processes_with(text: str) -> list[int]:
             if text.encode() in entry.read_bytes() and alive(int(entry.parent.name)):
                 found.append(int(entry.parent.name))
     return sorted(found)
+
+
+def payloads(app: App) -> list[dict[str, Any]]:
+    """What messages of the default queue carry."""
+    consumer = app.broker.consume("default", prefetch=100, timeout=10)
+    found = []
+    while (message := next(consumer)) is not None:
+        found.append(message.kwargs)
+    return found

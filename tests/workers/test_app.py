@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from idem import BrokerUnavailable, Email, InvalidKey, JobError, SettingsError, UnsupportedEmail
-from tests.workers.parts import make_email
+from tests.workers.parts import make_email, payloads
 from workers import App, Settings
 
 
@@ -25,14 +25,6 @@ def app(environ: dict[str, str], tmp_path: Path) -> Iterator[App]:
 
 def _ready(app: App) -> int:
     return app.broker.backlog().ready
-
-
-def _payloads(app: App) -> list[dict[str, Any]]:
-    consumer = app.broker.consume("default", prefetch=100, timeout=10)
-    found = []
-    while (message := next(consumer)) is not None:
-        found.append(message.kwargs)
-    return found
 
 
 class TestDeclaring:
@@ -109,7 +101,7 @@ class TestSending:
     def test_the_key_is_the_messages_own_id_unless_it_is_given(self, app: App, job: Any) -> None:
         given, own = job.send("1", key="order-1"), job.send("2", urgent=True)
 
-        first, second = _payloads(app)
+        first, second = payloads(app)
         assert given == "order-1"
         assert first == {"key": "order-1", "job": "order", "args": ["1"], "kwargs": {}}
         assert second == {"key": own, "job": "order", "args": ["2"], "kwargs": {"urgent": True}}
@@ -148,7 +140,7 @@ class TestEnqueueing:
 
         assert [app.enqueue(email), app.enqueue(email, key="argument")] == ["from-header", "argument"]
         own = app.enqueue(make_email())
-        assert [payload["key"] for payload in _payloads(app)] == ["from-header", "argument", own]
+        assert [payload["key"] for payload in payloads(app)] == ["from-header", "argument", own]
 
     def test_an_email_that_the_provider_cannot_express_is_not_enqueued(self, app: App) -> None:
         with pytest.raises(UnsupportedEmail, match="Lettermint takes at most 1"):

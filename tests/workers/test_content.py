@@ -9,12 +9,11 @@ import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from idem import Email, JobError
-from tests.workers.parts import RunIdem, Sandbox, make_email
+from tests.workers.parts import RunIdem, Sandbox, make_email, payloads
 from workers import App, Settings, by_content
 
 _HOUR = by_content(within=timedelta(hours=1))
@@ -38,14 +37,6 @@ def app(environ: dict[str, str], tmp_path: Path) -> Iterator[App]:
     app = App(Settings.load(environ, tmp_path))
     yield app
     app.close()
-
-
-def _payloads(app: App) -> list[dict[str, Any]]:
-    consumer = app.broker.consume("default", prefetch=100, timeout=10)
-    found = []
-    while (message := next(consumer)) is not None:
-        found.append(message.kwargs)
-    return found
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -76,7 +67,7 @@ def test_an_explicit_key_beats_it(app: App) -> None:
     given = make_email(headers={"Idempotency-Key": "own"})
     assert app.enqueue(given, key=_HOUR) == "own"
     assert app.enqueue(make_email(), key=_HOUR).startswith("content/")
-    assert [payload["email"].get("headers") for payload in _payloads(app)] == [None, None]
+    assert [payload["email"].get("headers") for payload in payloads(app)] == [None, None]
 
 
 def test_a_job_is_what_it_is_called_with(app: App) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from idem import Email, JobError, State
 from idem.bulk import Ready
-from tests.workers.parts import RunIdem, Sandbox, StartIdem, Valkey, make_email, wait_for
+from tests.workers.parts import RunIdem, Sandbox, StartIdem, Valkey, make_email, payloads, wait_for
 from workers import App, Settings
 from workers.brokers.base import Acknowledge, Retry
 from workers.jobs import email_message, intent_of_message, job_message, part_message, read_message, record_message
@@ -182,7 +182,7 @@ class TestExpiry:
 
         message, _ = job_message("several", (), {}, "k", expires_at=9e9)
         assert app.performer().perform(message, message.kwargs) == Acknowledge()
-        [group] = _payloads(app)
+        [group] = payloads(app)
         assert group["expires"] == 9e9
 
 
@@ -249,7 +249,7 @@ class TestOnTheWire:
         job.send(7, name="é", key="k", expires=50, durable=True)
         record = app.ledger.read("k")
         assert record is not None
-        [first] = _payloads(app)
+        [first] = payloads(app)
         assert record_message(record).kwargs == first
 
     def test_arguments_that_are_too_large_to_be_durable(self, app: App) -> None:
@@ -265,11 +265,3 @@ class TestOnTheWire:
         intent = intent_of_message(message)
         assert intent.body == make_email().canonical()
         assert replace(intent, body=None, fingerprint=None).expires_at == 9.0
-
-
-def _payloads(app: App) -> list[dict[str, Any]]:
-    consumer = app.broker.consume("default", prefetch=100, timeout=10)
-    found = []
-    while (message := next(consumer)) is not None:
-        found.append(message.kwargs)
-    return found
