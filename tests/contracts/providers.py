@@ -491,8 +491,9 @@ class Proxy:
 
     def _start(self, target: Callable[..., None], *arguments: Any) -> threading.Thread:
         thread = threading.Thread(target=target, args=arguments)
-        self._threads.append(thread)
         thread.start()
+        # Not before: whoever goes through them joins them.
+        self._threads.append(thread)
         return thread
 
     def _accept(self) -> None:

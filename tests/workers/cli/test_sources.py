@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import select
 import sys
 import threading
 import tracemalloc
@@ -425,6 +426,6 @@ def test_a_pipe_is_read_like_standard_input(tmp_path: Path) -> None:
     os.mkfifo(path)
     writer = threading.Thread(target=path.write_text, args=(json.dumps(BASE),))
     writer.start()
-    with read_source(path) as source:
+    with read_source(path, ready=lambda file: select.select([file], [], [])) as source:
         assert list(source.lines()) == [GoodLine(1, EMAIL)]
     writer.join()
