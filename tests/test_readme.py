@@ -73,7 +73,7 @@ def test_first_command_ends_in_the_demo_and_the_promise_is_kept(tmp_path: Path) 
 def test_second_command_is_what_ci_runs() -> None:
     (block,) = _blocks("sh", "# 2.")
 
-    assert block.splitlines()[1].endswith("&& .venv/bin/pytest -q -n 2 --dist loadfile")
+    assert block.splitlines()[1].endswith("&& .venv/bin/pytest -q -n 3 --dist loadfile")
     assert "grep -m1 -A1 '^# 2\\.' README.md" in (_ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
