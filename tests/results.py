@@ -83,6 +83,11 @@ RUNS: Final[Mapping[str, Run]] = {
     ),
     "sqs": Run("The SQS broker beside dramatiq-sqs", "On one emulator.", ("tests.bench.sqs",)),
     "webhooks": Run("A storm of webhooks", "Redelivered, forged, and the receiver killed.", ("tests.bench.webhooks",)),
+    "fuzz": Run(
+        "A million damaged webhooks",
+        "Genuine requests of every sender, each damaged at random, straight into the application.",
+        ("tests.bench.webhooks", "--fuzz", "1000000"),
+    ),
     "schedules": Run("Schedules", "100,000 of them, and catching up.", ("tests.bench.schedule",)),
     "slots": Run("Slots across clock changes", "Schedulers and workers, killed for 2 min.", ("tests.chaos.slots",)),
     "outbox": Run(
