@@ -3,7 +3,7 @@
     IDEM_APP = "shop.mail:app"    which application enqueues; by default one with the settings of the environment
     IDEM_ON_COMMIT = True         enqueue once the transaction that is open has been committed; by default at once
 
-Both are also arguments: `get_connection(app="shop.mail:app", on_commit=True)`.
+Both are also arguments, `get_connection(app="shop.mail:app", on_commit=True)`, and options of a mailer in MAILERS.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from workers.app import App
 from workers.django.message import email_of
 from workers.process import find_app
 
+_FOR_SMTP = frozenset({"username", "password"})
+
 _log = logging.getLogger("idem.enqueue")
 
 
@@ -44,7 +46,9 @@ class EmailBackend(BaseEmailBackend):  # type: ignore[misc]  # Django ships no t
         on_commit: bool | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(fail_silently=fail_silently, **options)
+        # From Django 6.1 on, a backend says itself what it takes of these.
+        super().__init__(**{name: value for name, value in options.items() if name not in _FOR_SMTP})
+        self.fail_silently = fail_silently
         self._app_name = app
         self._on_commit = getattr(settings, "IDEM_ON_COMMIT", False) if on_commit is None else on_commit
 

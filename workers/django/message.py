@@ -57,7 +57,8 @@ def email_of(message: EmailMessage) -> Email:
 def _refuse_what_is_not_carried(message: EmailMessage) -> None:
     if type(message).message is not EmailMessage.message:
         raise EmailError("message", f"is written by {type(message).__name__} itself; only Django's own can be enqueued")
-    if message.mixed_subtype not in {"mixed", "related"}:
+    # Django 6 has neither attribute any more; what was written for an older one may set them.
+    if getattr(message, "mixed_subtype", "mixed") not in {"mixed", "related"}:
         raise EmailError("mixed_subtype", "is neither mixed nor related, which attachments travel in")
     if getattr(message, "alternative_subtype", "alternative") != "alternative":
         raise EmailError("alternative_subtype", "is not alternative")

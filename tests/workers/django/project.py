@@ -16,6 +16,14 @@ from django.core.management import call_command
 from django.db import transaction
 
 
+def _mailers(options: str) -> dict[str, Any]:
+    """The backend in the one setting, or, from Django 6.1 on, as a mailer with options."""
+    backend = "workers.django.EmailBackend"
+    if not options:
+        return {"EMAIL_BACKEND": backend}
+    return {"MAILERS": {"default": {"BACKEND": backend, "OPTIONS": json.loads(options)}}}
+
+
 def _configure() -> None:
     settings.configure(
         SECRET_KEY="x",
@@ -24,7 +32,6 @@ def _configure() -> None:
         DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "project.db"}},
         DEFAULT_FROM_EMAIL="shop@example.com",
         SERVER_EMAIL="server@example.com",
-        EMAIL_BACKEND="workers.django.EmailBackend",
         INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes", "workers.django"],
         ROOT_URLCONF="django.contrib.auth.urls",
         TEMPLATES=[
@@ -35,6 +42,7 @@ def _configure() -> None:
             }
         ],
         USE_TZ=True,
+        **_mailers(os.environ.get("PROJECT_MAILERS", "")),
         **({"IDEM_APP": os.environ["PROJECT_APP"]} if "PROJECT_APP" in os.environ else {}),
     )
     django.setup()

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import django
 import pytest
 
 from tests.workers.parts import RunIdem, Sandbox
@@ -20,10 +21,16 @@ def _run(tmp_path: Path, environ: dict[str, str], what: str) -> subprocess.Compl
     return subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
 
 
+needs_mailers = pytest.mark.skipif(django.VERSION < (6, 1), reason="this Django has no MAILERS")
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, pytest.param({"PROJECT_MAILERS": '{"on_commit": false}'}, marks=needs_mailers)], ids=str
+)
 def test_what_django_sends_is_sent_once(
-    tmp_path: Path, environ: dict[str, str], sandbox: Sandbox, run_idem: RunIdem
+    tmp_path: Path, environ: dict[str, str], sandbox: Sandbox, run_idem: RunIdem, changes: dict[str, str]
 ) -> None:
-    done = _run(tmp_path, environ, "send")
+    done = _run(tmp_path, environ | changes, "send")
     assert done.returncode == 0, done.stderr
 
     gave: dict[str, Any] = json.loads(done.stdout)
@@ -66,6 +73,11 @@ def test_a_broker_that_does_not_answer_is_an_error_or_none_said(tmp_path: Path, 
         ({"IDEM_LEDGER_URL": "nowhere"}, "IDEM_LEDGER_URL names no ledger"),
         ({"PROJECT_APP": "shop:app"}, "IDEM_APP 'shop:app': there is no module named shop"),
         ({"PROJECT_APP": "mail:app"}, None),
+        pytest.param(
+            {"PROJECT_MAILERS": '{"app": "shop:app"}'},
+            "IDEM_APP 'shop:app': there is no module named shop",
+            marks=needs_mailers,
+        ),
     ],
     ids=str,
 )
