@@ -18,6 +18,7 @@ from dramatiq import Message
 from idem.email import Email
 from idem.errors import EmailError, InputError, InvalidKey, JobTooLarge
 from idem.keys import check_key, take_explicit
+from idem.protocol import Intent, conflicts
 from workers.app import App
 from workers.brokers.base import TOGETHER
 from workers.cli.sources import FORMATS, BadLine, Line, Source, read_source
@@ -182,7 +183,7 @@ def _ended_state(app: App, key: str, email: Email) -> str | None:
     record = app.ledger.read(key)
     if record is None:
         return None
-    if record.job is not None or record.fingerprint != email.fingerprint():
+    if conflicts(record, Intent(key, fingerprint=email.fingerprint())):
         raise InvalidKey("its key already stands for another email; give it another key, or another --batch")
     return record.state.value if record.ended else None
 

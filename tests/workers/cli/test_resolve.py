@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,6 +96,30 @@ def test_a_rejection_is_opened_again(app: App, call_idem: RunIdem, run_idem: Run
     assert state(app) is State.SENT
     (accepted,) = sandbox.accepted()
     assert accepted["subject"] == make_email(2).subject, "the corrected email"
+
+
+def test_what_is_opened_again_can_be_enqueued_from_a_file(
+    app: App, tmp_path: Path, call_idem: RunIdem, run_idem: RunIdem, sandbox: Sandbox
+) -> None:
+    """Corrected, under its key."""
+    end(app, Rejected("the domain is not verified"))
+    (tmp_path / "mails.jsonl").write_text(json.dumps(make_email(2).as_dict() | {"key": KEY}))
+    assert call_idem("enqueue", "mails.jsonl").status == 1
+    call_idem("reopen", KEY)
+
+    assert call_idem("enqueue", "mails.jsonl").out == "enqueued 1\n"
+
+    assert run_idem("worker", "--until-empty").status == 0
+    assert [accepted["subject"] for accepted in sandbox.accepted()] == [make_email(2).subject]
+
+
+def test_what_was_called_back_is_not_enqueued(tmp_path: Path, call_idem: RunIdem) -> None:
+    call_idem("cancel", KEY)
+    (tmp_path / "mails.jsonl").write_text(json.dumps(make_email(2).as_dict() | {"key": KEY}))
+
+    ran = call_idem("enqueue", "mails.jsonl")
+
+    assert (ran.status, ran.out) == (0, "enqueued 0, 1 already cancelled\n")
 
 
 @pytest.mark.parametrize(
