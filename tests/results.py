@@ -74,7 +74,7 @@ RUNS: Final[Mapping[str, Run]] = {
     "races": Run(
         "Raced claims",
         "Many processes, one key: one winner each round.",
-        ("tests.bench.races",),
+        ("tests.bench.races", "--rounds", "6300"),
     ),
     "broker": Run(
         "The brokers beside stock dramatiq",

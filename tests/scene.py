@@ -49,8 +49,9 @@ class Scene:
         return done.stdout
 
     def start(self, *args: str) -> subprocess.Popen[bytes]:
-        """Start a command and leave it running."""
-        return start_process(idem_command(*args), cwd=self.folder, env=self.environ, stderr=subprocess.DEVNULL)
+        """Start a command and leave it running; what it says is not listened to."""
+        unheard = subprocess.DEVNULL
+        return start_process(idem_command(*args), cwd=self.folder, env=self.environ, stdout=unheard, stderr=unheard)
 
     def call(self, path: str, method: str = "GET", body: Any = None) -> Any:
         """Ask the sandbox."""
