@@ -35,6 +35,7 @@ _CORE = {
         "policy",
         "privacy",
         "protocol",
+        "together",
     )
 } | {name for name in _MODULES if name.startswith("idem.mime.")}
 

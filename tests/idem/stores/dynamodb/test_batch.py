@@ -66,10 +66,10 @@ class Crowd:
         self.pool = ThreadPoolExecutor(80)
 
     def add(self, write: Write) -> Future[Refused | None]:
-        before = len(self.writer._queue) + sum(map(len, self.client.calls))
+        before = len(self.writer._together) + sum(map(len, self.client.calls))
         future = self.pool.submit(self.writer.write, write)
         patience = time.monotonic() + 10
-        while len(self.writer._queue) + sum(map(len, self.client.calls)) == before and time.monotonic() < patience:
+        while len(self.writer._together) + sum(map(len, self.client.calls)) == before and time.monotonic() < patience:
             time.sleep(0.001)
         return future
 
@@ -77,7 +77,7 @@ class Crowd:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No writer loses its patience on a slow machine, unless the test is about that."""
-    monkeypatch.setattr("idem.stores.dynamodb.batch._PATIENCE_SECONDS", 20.0)
+    monkeypatch.setattr("idem.together._PATIENCE_SECONDS", 20.0)
 
 
 def test_who_is_alone_writes_at_once_and_who_comes_meanwhile_goes_together() -> None:
@@ -202,7 +202,7 @@ def test_who_writes_for_others_and_dies_leaves_nobody_waiting() -> None:
 
 
 def test_a_call_that_hangs_does_not_hold_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("idem.stores.dynamodb.batch._PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr("idem.together._PATIENCE_SECONDS", 0.05)
     client = FakeClient()
     crowd = Crowd(client)
     first = crowd.add(make_write("k0"))
@@ -215,18 +215,18 @@ def test_a_call_that_hangs_does_not_hold_the_others(monkeypatch: pytest.MonkeyPa
 
 def test_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """Were the thread that writes for others killed on the spot, they would say that the ledger does not answer."""
-    monkeypatch.setattr("idem.stores.dynamodb.batch._PATIENCE_SECONDS", 0.02)
-    monkeypatch.setattr("idem.stores.dynamodb.batch._FORSAKEN_SECONDS", 0.1)
+    monkeypatch.setattr("idem.together._PATIENCE_SECONDS", 0.02)
+    monkeypatch.setattr("idem.together._FORSAKEN_SECONDS", 0.1)
     client = FakeClient()
     writer = GroupWriter(Connection("dynamodb", client=client), "t")
-    board = writer._board
-    taken = []
+    board = writer._together._board
+    taken: list[Any] = []
 
     def board_and_die(*, overdue: bool = False) -> list[Any]:
         taken.extend(board(overdue=overdue))
         return []
 
-    monkeypatch.setattr(writer, "_board", board_and_die)
+    monkeypatch.setattr(writer._together, "_board", board_and_die)
     with pytest.raises(LedgerUnavailable):
         writer.write(make_write("k"))
     assert taken
