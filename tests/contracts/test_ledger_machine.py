@@ -336,8 +336,14 @@ def _memory(_request: pytest.FixtureRequest) -> Callable[[str], Both]:
 
 def _sqlite(request: pytest.FixtureRequest) -> Callable[[str], Both]:
     folder: Path = request.getfixturevalue("tmp_path")
-    SqliteStore(folder / "ledger.db", "default").create()
-    return lambda namespace: SqliteStore(folder / "ledger.db", namespace)
+
+    def opener(namespace: str) -> Both:
+        store = SqliteStore(folder / "ledger.db", namespace)
+        request.addfinalizer(store.close)
+        return store
+
+    opener("default").create()
+    return opener
 
 
 def _valkey(request: pytest.FixtureRequest) -> Callable[[str], Both]:
