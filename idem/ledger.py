@@ -335,12 +335,14 @@ class Ledger:
 def _is_own(stored: Record, new: Record) -> bool:
     """Whether `new` had been applied already, perhaps with notes added on top of it.
 
-    The evidence counts too: two notes on one claim differ in nothing else, and one must not pass for the other.
+    The evidence counts too: two notes on one claim differ in nothing else, and one must not pass for the other. So does
+    how a list is cut: to fix it differs in nothing else from a renewal whose answer was lost.
     """
     return (
         stored.claim_id == new.claim_id
         and stored.state is new.state
         and stored.version >= new.version
+        and stored.cut == new.cut
         and stored.evidence[: len(new.evidence)] == new.evidence
     )
 

@@ -1,9 +1,9 @@
 """From in doubt to known: look the email up at its provider, and where nothing is to be learnt, do what its job chose.
 
 Any number of reconcilers may run, in workers and by hand: every conclusion is a conditional write, and who comes second
-finds the record settled. An acceptance that is found settles at once. That there is none is believed only when two
-look-ups showed none, each made after the last attempt can have had an effect and that effect would have shown, and the
-second that long after the first, whatever one clock says.
+finds the record settled. An acceptance that is found settles at once. That there is none is believed only when three
+look-ups showed none, each made after the last attempt can have had an effect and that effect would have shown, and each
+that long after the one before, whatever one clock says.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from idem.providers.base import CannotTell, Found, Lookup, Missing, Provider, Se
 
 _log = logging.getLogger("idem.reconcile")
 
-#: Look-ups that have to show nothing.
-_ENOUGH = 2
+#: Look-ups that have to show nothing: one may be too early, by a clock that is wrong, and a provider may once not show
+#: what it has.
+_ENOUGH = 3
 #: Records of one state that one run looks at. What waits for a person stays at the head of the list, so that a smaller
 #: number would let it hide those that can be looked up.
 _LIMIT = 10_000
@@ -281,6 +282,6 @@ def _quiet_at(record: Record, lookup: Lookup, lease_seconds: float) -> float:
 def _pause(lookup: Lookup, lease_seconds: float) -> float:
     """Between two looks: as long as the last attempt needs to show.
 
-    One who looks too early, as its clock or the sender's is wrong, then looks late enough the second time.
+    One who looks too early, as its clock or the sender's is wrong, then looks late enough the next time.
     """
     return max(1.0, lease_seconds + lookup.lag_seconds)

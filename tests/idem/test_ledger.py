@@ -282,6 +282,17 @@ def test_a_renewal_under_way_does_not_hinder_the_freeze(bench: Bench) -> None:
     assert isinstance(ledger.freeze(claim, b"body", "f"), Claim)
 
 
+def test_a_renewal_whose_answer_was_lost_does_not_pass_for_the_list(bench: Bench) -> None:
+    """Both leave the record at the same state, version and claim: the list has to be in it."""
+    ledger, _ = bench.worker({2: Fault.ANSWER_LOST})
+    claim = taken(ledger, JOB)
+    with pytest.raises(LedgerUnavailable):
+        ledger.renew(claim)
+    fixed = ledger.freeze_list(claim, b"list", 2)
+    assert isinstance(fixed, Claim)
+    assert (fixed.record.body, bench.stored()) == (b"list", fixed.record)
+
+
 def test_a_claim_that_was_taken_is_not_renewed(bench: Bench) -> None:
     """Its lease was over and another worker builds: of the two, that one may freeze."""
     slow, _ = bench.worker()

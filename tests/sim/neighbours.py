@@ -18,7 +18,7 @@ from tests.fakes import START, Crash
 from tests.sim.faults import Faults, Kind
 from tests.sim.provider import Acceptance
 from tests.sim.world import KEEP_SECONDS, NAMESPACE, Job, Producing, Scenario, Table, Worker, World
-from workers.schedule.board import Board, cell_of, tag
+from workers.schedule.board import Board, Entry, cell_of, tag
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.slots import CatchUp, Schedule, write_instant
 
@@ -90,7 +90,7 @@ class _Timekeeper(Worker):
 
     def __init__(self, world: World, number: int, skew: float, schedule: Schedule, slots: Sequence[int]) -> None:
         self._schedule = schedule
-        self._last = slots[-1]
+        self._first, self._last = slots[0], slots[-1]
         super().__init__(world, 10 + number, skew)
         world.keeping += 1
         world.later(float(number), self._round)
@@ -115,7 +115,7 @@ class _Timekeeper(Worker):
     def _round(self) -> None:
         try:
             if not self._joined:
-                self._scheduler.start()
+                self._join()
                 self._joined = True
             while self._scheduler.tick():
                 pass
@@ -128,8 +128,22 @@ class _Timekeeper(Worker):
         else:
             self.world.later(_LOOK_SECONDS, self._round)
 
+    def _join(self) -> None:
+        """A schedule begins when the first scheduler of all has joined: what was before that is owed by nobody."""
+        try:
+            self._scheduler.start()
+        finally:
+            entry = self._entry()
+            if entry is not None and self._schedule.name not in self.world.begun:
+                self.world.begun.add(self._schedule.name)
+                for slot in range(self._first, entry.last + 1, _SLOT_SECONDS):
+                    self.world.keys.pop(f"{self._schedule.name}/{write_instant(slot)}", None)
+
+    def _entry(self) -> Entry | None:
+        return Board(self.world.table).read(cell_of(self._schedule.name)).get(tag(self._schedule.name))
+
     def _is_through(self) -> bool:
-        entry = Board(self.world.table).read(cell_of(self._schedule.name)).get(tag(self._schedule.name))
+        entry = self._entry()
         return entry is not None and entry.last >= self._last
 
 

@@ -85,7 +85,8 @@ def _of_email(world: World, job: Job, key: str, record: Record | None, accepted:
 def _may_give_up(world: World, record: Record) -> bool:
     """A refusal at the gate is final where nothing is in doubt; so is having tried for long enough."""
     refused = record.reason is not None and "403" in record.reason
-    return refused or record.updated_at - record.created_at >= world.policy.give_up_seconds
+    begun = record.opened_at if record.opened_at is not None else record.created_at
+    return refused or record.updated_at - begun >= world.policy.give_up_seconds
 
 
 def _of_doubt(world: World, job: Job, record: Record, accepted: int, *, doubted: bool) -> Iterator[str]:

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from idem.policy import Policy
+from idem.providers.base import BatchKeys
 from tests.fakes import START
-from tests.sim.faults import Fault, Faults, Kind, Plan, Spot
+from tests.sim.faults import TRANSITIONS, Fault, Faults, Kind, Plan, Spot
 from tests.sim.provider import WINDOW_SECONDS, Offer
 from tests.sim.scenarios import interleavings, of_seed, run, shrink, singles, small, wide
 from tests.sim.world import HTTP, LEASE, Job, Scenario, World
@@ -105,6 +106,15 @@ def test_a_wrong_clock_does_not_make_a_look_up_conclusive(skews: tuple[float, ..
     for seed in range(3):
         scenario = Scenario(offer=Offer.SEARCHABLE, jobs=(Job("job-1"),), skews=skews, seed=seed)
         assert check((scenario, plan) for plan in singles(scenario)) > 10
+
+
+def test_a_renewal_whose_answer_was_lost_leaves_no_list_unfixed() -> None:
+    """It passed for the write that fixes the list, so that after a crash emails of two lists were asked for."""
+    job = Job("job-1", copies=(0.0, 200.0), emails=3, long=1, durable=True)
+    scenario = Scenario(offer=Offer.REFUSING, jobs=(job,), batch=BatchKeys.EACH)
+    lost = {Spot("job-1", 4): Fault(Kind.LOST)}
+    late = [{Spot("job-1", step): Fault(Kind.LATE, float(size))} for step in range(5, 14) for size in TRANSITIONS]
+    assert check((scenario, lost | other) for other in late) == len(late)
 
 
 @pytest.mark.parametrize(

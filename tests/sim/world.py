@@ -680,7 +680,7 @@ class Worker:
         """A write of this worker was applied."""
         self.world.say(self, lambda: f"wrote {new.key} {new.state} v{new.version}")
         if new.state is State.SENDING and (old is None or _begins(old, new)):
-            self._calls[provider_key(NAMESPACE, new.key, new.generation)] = self.world.calls[new.claim_id]
+            self._calls[provider_key(NAMESPACE, new.key, new.generation)] = self.world.calls[attempt_of(new)]
 
     def asks(self, provider_keys: Sequence[str]) -> None:
         """Something of the request may leave this machine."""
@@ -694,6 +694,11 @@ class Worker:
         if name in self._calls:
             self._calls[name].outcome = outcome
         return outcome
+
+
+def attempt_of(record: Record) -> tuple[str, int]:
+    """What tells an attempt from others: one claim may begin another one, when its first write was not heard of."""
+    return record.claim_id, record.attempts
 
 
 def _begins(old: Record, new: Record) -> bool:
@@ -734,8 +739,10 @@ class World:
         self.side = AcceptingSide(scenario.offer, scenario.batch)
         self.table = Table(self._applied)
         self.queue = Queue(self)
-        self.calls: dict[str, Call] = {}
+        self.calls: dict[tuple[str, int], Call] = {}
         self.known: set[str] = set()
+        #: Schedules that a scheduler has joined.
+        self.begun: set[str] = set()
         #: Schedulers that have slots to enqueue yet.
         self.keeping = 0
         self.missed: set[str] = set()
@@ -922,9 +929,9 @@ class World:
         if old is not None and old.state in _FINAL and new.state is not old.state:
             raise Violation(f"L0 {new.key}: {old.state} became {new.state}")
         if new.state is State.SENDING:
-            self.calls.setdefault(new.claim_id, Call(new.key, new.claim_id))
+            self.calls.setdefault(attempt_of(new), Call(new.key, new.claim_id))
         elif old is not None and old.state is State.SENDING and new.claim_id == old.claim_id:
-            self.calls[old.claim_id].recorded = True
+            self.calls[attempt_of(old)].recorded = True
 
     def check_answered(self, call: Call) -> None:
         """A ledger that answers is told of the attempt by who made it, unless somebody else has taken over."""
