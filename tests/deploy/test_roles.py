@@ -144,7 +144,7 @@ def test_whoever_enqueues_and_who_only_looks_works_under_a_role_of_the_stack(sce
     scene.environ = own | stack.acting_as("Scheduler")
     with _running(scene, "scheduler"):
         scene.environ = own | stack.acting_as("Reader")
-        wait_for(lambda: json.loads(scene.idem("status", "--json"))["queue"]["ready"] > 43)
+        wait_for(lambda: json.loads(scene.idem("status", "--json"))["queue"]["ready"] > 44)
     scene.environ = own | stack.acting_as("Worker")
     scene.idem("worker", "--app", "shop:app", "--until-empty")
 

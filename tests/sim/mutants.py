@@ -251,6 +251,8 @@ MUTANTS: Mapping[str, Callable[[], Sequence[Patch]]] = {
     "a look-up does not wait": lambda: [
         _swap(reconcile, "is_look_due", _always),
         _swap(reconcile, "negatives", _every_negative),
+        # Who looks that often makes it show: every look is too early.
+        _swap(world, "_SEARCH_SECONDS", 7.0),
     ],
     "a zombie's evidence is dropped": lambda: [_swap(ledger.Ledger, "_testify", _forget_evidence)],
     "one's own write is not recognised": lambda: [_swap(ledger, "_is_own", _never)],
