@@ -252,7 +252,7 @@ MUTANTS: Mapping[str, Callable[[], Sequence[Patch]]] = {
         _swap(reconcile, "is_look_due", _always),
         _swap(reconcile, "negatives", _every_negative),
         # Who looks that often makes it show: every look is too early.
-        _swap(world, "_SEARCH_SECONDS", 7.0),
+        _swap(world, "_SEARCH_SECONDS", 16.0),
     ],
     "a zombie's evidence is dropped": lambda: [_swap(ledger.Ledger, "_testify", _forget_evidence)],
     "one's own write is not recognised": lambda: [_swap(ledger, "_is_own", _never)],
