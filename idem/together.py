@@ -74,7 +74,7 @@ class Together(Generic[_Item, _Answer]):
 
     def ask(self, item: _Item) -> _Answer:
         """The answer to one item. Raises its error."""
-        waiting = _Waiting[_Item, _Answer](item, time.monotonic())
+        waiting: _Waiting[_Item, _Answer] = _Waiting(item, time.monotonic())
         with self._lock:
             self._queue.append(waiting)
             batch = self._board()
