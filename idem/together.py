@@ -89,10 +89,6 @@ class Together(Generic[_Item, _Answer]):
             raise type(waiting.answer)(*waiting.answer.args) from waiting.answer
         return waiting.answer  # type: ignore[return-value]  # it has landed
 
-    def __len__(self) -> int:
-        """How many wait."""
-        return len(self._queue)
-
     def _wait(self, waiting: _Waiting[_Item, _Answer]) -> Sequence[_Waiting[_Item, _Answer]]:
         """Until the answer has come, or it is ours to ask for those who wait; then they are returned."""
         called = waiting.called.wait(_PATIENCE_SECONDS)

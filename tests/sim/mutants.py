@@ -74,7 +74,8 @@ def _acknowledge_what_waits(self: actors.Performer, message: Any, key: str, resu
 
 
 def _acknowledge_first(self: Any, letter: world.Letter, receipt: int) -> None:
-    self.world.queue.letters.pop(letter.number, None)
+    if letter.number in self.world.queue.letters:
+        self.world.queue._drop(letter)
     _PERFORM(self, letter, receipt)
 
 

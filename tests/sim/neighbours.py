@@ -136,7 +136,9 @@ class _Timekeeper(Worker):
             entry = self._entry()
             if entry is not None and self._schedule.name not in self.world.begun:
                 self.world.begun.add(self._schedule.name)
-                for slot in range(self._first, entry.last + 1, _SLOT_SECONDS):
+                # By nobody's clock it is later: an entry that is further on would leave out what is owed.
+                began = min(entry.last, int(self.world.scheduler.now + max(_SKEWS)))
+                for slot in range(self._first, began + 1, _SLOT_SECONDS):
                     self.world.keys.pop(f"{self._schedule.name}/{write_instant(slot)}", None)
 
     def _entry(self) -> Entry | None:

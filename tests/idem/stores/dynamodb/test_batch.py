@@ -66,12 +66,16 @@ class Crowd:
         self.pool = ThreadPoolExecutor(80)
 
     def add(self, write: Write) -> Future[Refused | None]:
-        before = len(self.writer._together) + sum(map(len, self.client.calls))
+        before = self._seen()
         future = self.pool.submit(self.writer.write, write)
         patience = time.monotonic() + 10
-        while len(self.writer._together) + sum(map(len, self.client.calls)) == before and time.monotonic() < patience:
+        while self._seen() == before and time.monotonic() < patience:
             time.sleep(0.001)
         return future
+
+    def _seen(self) -> int:
+        """The writes that wait, or are in a call."""
+        return len(self.writer._together._queue) + sum(map(len, self.client.calls))
 
 
 @pytest.fixture(autouse=True)
