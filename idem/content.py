@@ -21,6 +21,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -29,7 +30,7 @@ from idem.clock import Clock
 from idem.email import Email
 from idem.errors import InvalidKey, LedgerUnusable
 from idem.keys import content_key
-from idem.stores.base import PassingCells
+from idem.stores.base import PassingCells, change_cell
 
 _VERSION: Final = 1
 
@@ -110,18 +111,17 @@ class Contents:
         Raises `LedgerUnavailable` when it is not known whether it was written: trying again finds it then.
         """
         cell = f"content/{digest}"
-        stored: bytes | None = None
-        while True:
+        tags, metadata = ((), {}) if email is None else (email.tags, dict(email.metadata))
+
+        def name(stored: bytes | None) -> tuple[Named, bytes | None]:
             now = self.clock.now()
             named = _decode(stored)
             if named is not None and now < named.until:
-                return named
-            tags, metadata = ((), {}) if email is None else (email.tags, dict(email.metadata))
+                return named, None
             new = Named(now + by.within_seconds, content_key(digest, now), tags, metadata)
-            refused = self.cells.swap_cell(cell, stored, msgspec.json.encode(new), keep_seconds=by.within_seconds)
-            if refused is None:
-                return new
-            stored = refused or None
+            return new, msgspec.json.encode(new)
+
+        return change_cell(None, name, partial(self.cells.swap_cell, cell, keep_seconds=by.within_seconds))
 
 
 def _decode(stored: bytes | None) -> Named | None:

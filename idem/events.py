@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from hashlib import sha256
 from typing import Final
 
 import msgspec
 
 from idem.clock import Clock
-from idem.stores.base import PassingCells
+from idem.stores.base import PassingCells, change_cell
 
 #: How many of a kind are kept of one email, the first ones. A storm of opens costs a read each from then on.
 _MOST_OF_A_KIND: Final = 3
@@ -88,17 +89,16 @@ class EventNotes:
         """Note an event of the email with this derived key; False where it, or enough of its kind, is noted already."""
         note = Note(kind=kind, at=self._clock.now(), source=source, event=short_digest(event_id))
         name = _name(provider_key)
-        stored = self._cells.read_cell(name)
-        while True:
+
+        def add(stored: bytes | None) -> tuple[bool, bytes | None]:
             heard = _decode(stored)
             if not _is_news(heard, note):
-                return False
+                return False, None
             known = heard.message_id or message_id
-            value = _ENCODER.encode(replace(heard, message_id=known, notes=(*heard.notes, note)))
-            refused = self._cells.swap_cell(name, stored, value, keep_seconds=self._keep_seconds)
-            if refused is None:
-                return True
-            stored = refused or None
+            return True, _ENCODER.encode(replace(heard, message_id=known, notes=(*heard.notes, note)))
+
+        swap = partial(self._cells.swap_cell, name, keep_seconds=self._keep_seconds)
+        return change_cell(self._cells.read_cell(name), add, swap)
 
     def of(self, provider_key: str) -> Heard:
         """What was told of the email with this derived key."""

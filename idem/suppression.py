@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from hashlib import sha256
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -28,7 +29,7 @@ from idem.address import parse_address
 from idem.clock import Clock
 from idem.email import Email
 from idem.errors import LedgerUnusable
-from idem.stores.base import Cells
+from idem.stores.base import Cells, change_cell
 
 #: How old what a process knows of the list may be, for an address that is not on it.
 FRESH_SECONDS: Final = 5.0
@@ -58,6 +59,7 @@ class Entry:
 _Entries = dict[str, Entry]
 _ENCODER: Final = msgspec.json.Encoder()
 _DECODER: Final = msgspec.json.Decoder(_Entries)
+_Made = TypeVar("_Made")
 
 
 class Suppression:
@@ -121,27 +123,20 @@ class Suppression:
         return value
 
     def _mark(self, number: int) -> None:
-        stored = self._cells.read_cell(_DIRECTORY)
-        while not _is_marked(stored, number):
-            bits = bytearray(stored or bytes(_CELLS // 8))
-            bits[number // 8] |= 1 << number % 8
-            refused = self._cells.swap_cell(_DIRECTORY, stored, bytes(bits))
-            stored = bytes(bits) if refused is None else refused or None
+        def mark(stored: bytes | None) -> tuple[None, bytes | None]:
+            return None, None if _is_marked(stored, number) else _marked(stored, number)
+
+        self._swap(_DIRECTORY, mark)
 
     def _change(self, digest: str, change: Callable[[_Entries], _Entries | None]) -> bool:
-        name = _name(_cell_of(digest))
-        stored = self._cells.read_cell(name)
-        while True:
+        def encoded(stored: bytes | None) -> tuple[bool, bytes | None]:
             changed = change(_decode(stored))
-            if changed is None:
-                return False
-            value = _ENCODER.encode(changed)
-            if len(value) > _MOST_BYTES:
-                raise LedgerUnusable("the suppression list is full: take addresses off it that are not written to")
-            refused = self._cells.swap_cell(name, stored, value)
-            if refused is None:
-                return True
-            stored = refused or None
+            return changed is not None, None if changed is None else _encode(changed)
+
+        return self._swap(_name(_cell_of(digest)), encoded)
+
+    def _swap(self, name: str, make: Callable[[bytes | None], tuple[_Made, bytes | None]]) -> _Made:
+        return change_cell(self._cells.read_cell(name), make, partial(self._cells.swap_cell, name))
 
     def _digest(self, address: str) -> str:
         parts = b"\0".join([b"idem-workers/suppressed", self._namespace.encode(), _normal(address).encode()])
@@ -171,8 +166,21 @@ def _is_marked(directory: bytes | None, number: int) -> bool:
     return directory is not None and bool(directory[number // 8] >> number % 8 & 1)
 
 
+def _marked(directory: bytes | None, number: int) -> bytes:
+    bits = bytearray(directory or bytes(_CELLS // 8))
+    bits[number // 8] |= 1 << number % 8
+    return bytes(bits)
+
+
 def _without(entries: Mapping[str, Entry], digest: str) -> _Entries:
     return {name: entry for name, entry in entries.items() if name != digest}
+
+
+def _encode(entries: _Entries) -> bytes:
+    value = _ENCODER.encode(entries)
+    if len(value) > _MOST_BYTES:
+        raise LedgerUnusable("the suppression list is full: take addresses off it that are not written to")
+    return value
 
 
 def _decode(value: bytes | None) -> _Entries:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from idem.protocol import ASKED, Record, State
+
+_Made = TypeVar("_Made")
 
 
 class Store(Protocol):
@@ -85,6 +87,24 @@ class PassingCells(Cells, Protocol):
     def swap_cell(self, name: str, old: bytes | None, new: bytes, *, keep_seconds: float | None = None) -> bytes | None:
         """See `Cells.swap_cell`; the store may forget the cell after `keep_seconds` (None: never), and need not."""
         ...
+
+
+def change_cell(
+    stored: bytes | None,
+    make: Callable[[bytes | None], tuple[_Made, bytes | None]],
+    swap: Callable[[bytes | None, bytes], bytes | None],
+) -> _Made:
+    """Write what `make` makes of a cell's value, again whenever another one was quicker; what `make` returned with it.
+
+    `make` may be called several times; with None as the new value, it leaves the cell as it is. `stored` is what the
+    cell is taken to hold, `swap` a `Cells.swap_cell` with the name of the cell.
+    """
+    while True:
+        made, new = make(stored)
+        refused = None if new is None else swap(stored, new)
+        if refused is None:
+            return made
+        stored = refused or None
 
 
 def asked_among(lists: Callable[[State, int], Iterator[Record]], limit: int) -> Iterator[Record]:

@@ -16,12 +16,13 @@ import base64
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import msgspec
 
 from idem.errors import LedgerUnusable
-from idem.stores.base import Cells
+from idem.stores.base import Cells, change_cell
 
 _CELLS: Final = 256
 _VERSION: Final = 1
@@ -60,17 +61,16 @@ class Board:
 
         `change` may be called several times, and must leave an entry alone that is further than it would write it.
         """
-        stored = self.cells.read_cell(_name(cell))
-        while True:
+
+        def changed(stored: bytes | None) -> tuple[Mapping[str, Entry], bytes | None]:
             known = _decode(stored)
             wanted = {**known, **change(known)}
             if wanted == known:
-                return known
-            value = msgspec.json.encode(_Sheet(_VERSION, wanted), order="deterministic")
-            refused = self.cells.swap_cell(_name(cell), stored, value)
-            if refused is None:
-                return wanted
-            stored = refused or None
+                return known, None
+            return wanted, msgspec.json.encode(_Sheet(_VERSION, wanted), order="deterministic")
+
+        name = _name(cell)
+        return change_cell(self.cells.read_cell(name), changed, partial(self.cells.swap_cell, name))
 
     def entry(self, name: str) -> Entry | None:
         """What is known of one schedule."""
