@@ -35,15 +35,15 @@ class Accepted:
 
 @dataclass(slots=True)
 class _Kept:
-    """One acceptance with its email; `at` in Unix seconds."""
+    """One acceptance, and how a look-up shows it."""
 
     entry: Accepted
-    mail: Mail
-    at: float
+    shown: Shown
     shortened: bool = False
 
     def shorten(self) -> None:
-        self.mail, self.shortened = replace(self.mail, text=None, html=None), True
+        mail = replace(self.shown.mail, text=None, html=None)
+        self.shown, self.shortened = replace(self.shown, mail=mail), True
 
 
 class AcceptedLog:
@@ -70,7 +70,7 @@ class AcceptedLog:
 
     def add(self, entry: Accepted, mail: Mail, at: float) -> None:
         """Append one acceptance, made `at` (Unix seconds)."""
-        kept = _Kept(entry, mail, at)
+        kept = _Kept(entry, Shown(entry.id, entry.key, at, mail))
         self._entries.append(entry)
         self._by_id[entry.id] = kept
         self._by_provider.setdefault(entry.provider, []).append(kept)
@@ -78,7 +78,7 @@ class AcceptedLog:
         self._kept_length += _length(mail)
         while self._kept_length > MAX_TEXT:
             oldest = self._whole.popleft()
-            self._kept_length -= _length(oldest.mail)
+            self._kept_length -= _length(oldest.shown.mail)
             oldest.shorten()
         for listener in self._told:
             listener(entry, mail)
@@ -91,15 +91,15 @@ class AcceptedLog:
     def shown(self, provider: str, since: float, until: float) -> Iterator[Shown]:
         """The acceptances of a provider from `since` up to and with `until` (Unix seconds), newest first."""
         for kept in reversed(self._by_provider.get(provider, ())):
-            if since <= kept.at <= until:
-                yield Shown(kept.entry.id, kept.entry.key, kept.at, kept.mail)
+            if since <= kept.shown.at <= until:
+                yield kept.shown
 
     def find(self, entry_id: str) -> dict[str, Any] | None:
         """One acceptance with everything that is known of its email; `shortened` once its texts are gone."""
         kept = self._by_id.get(entry_id)
         if kept is None:
             return None
-        shown = asdict(kept.mail)
+        shown = asdict(kept.shown.mail)
         whole = {"from": shown.pop("sender"), **shown, **asdict(kept.entry)}
         return whole | {"shortened": True} if kept.shortened else whole
 

@@ -7,7 +7,7 @@ decided here: the code of a wrong `count` or `offset` (300), and that a message 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -116,7 +116,8 @@ def _find(call: Call, shown: Sequence[Shown]) -> Reply:
     asked = {name.removeprefix(_METADATA): call.asked(name) for name in call.query if name.startswith(_METADATA)}
     if count is None or offset is None or not 1 <= count <= _MAX_COUNT or count + offset > _MAX_REACH or len(asked) > 1:
         return _error(422, "300", "The parameters 'count' and 'offset' are required and limited; one metadata at most.")
-    found = [one for one in shown if _matches(one, call, asked)]
+    fields = [(field, value) for name, field in _FIELDS.items() if (value := call.asked(name)) is not None]
+    found = [one for one in shown if _matches(one.mail, asked, fields)]
     page = found[offset : offset + count]
     return Reply(200, {"TotalCount": len(found), "Messages": [_message(one) for one in page]})
 
@@ -126,17 +127,24 @@ def _number(call: Call, name: str) -> int | None:
     return int(value) if value.isascii() and value.isdigit() else None
 
 
-def _matches(one: Shown, call: Call, asked: Mapping[str, str | None]) -> bool:
-    mail = one.mail
-    has: dict[str, set[str | None]] = {
-        "recipient": {*mail.to, *(bare(address) for address in (*mail.cc, *mail.bcc))},
-        "fromemail": {bare(mail.sender)},
-        "tag": {*mail.tags},
-        "subject": {mail.subject},
-    }
-    filters = ((name, call.asked(name)) for name in has)
-    return all(value is None or value in has[name] for name, value in filters) and all(
-        mail.metadata.get(name) == value for name, value in asked.items()
+def _recipients(mail: Mail) -> list[str | None]:
+    return [*mail.to, *(bare(address) for address in (*mail.cc, *mail.bcc))]
+
+
+_Field = Callable[[Mail], Collection[str | None]]
+#: What can be asked for, and what an email has there.
+_FIELDS: Mapping[str, _Field] = {
+    "recipient": _recipients,
+    "fromemail": lambda mail: [bare(mail.sender)],
+    "tag": lambda mail: mail.tags,
+    "subject": lambda mail: [mail.subject],
+}
+
+
+def _matches(mail: Mail, metadata: Mapping[str, str | None], fields: Sequence[tuple[_Field, str]]) -> bool:
+    """Whether it has what was asked for; the metadata first, which a worker asks for after every lost answer."""
+    return all(mail.metadata.get(name) == value for name, value in metadata.items()) and all(
+        value in field(mail) for field, value in fields
     )
 
 
@@ -148,7 +156,7 @@ def _message(one: Shown) -> dict[str, Any]:
         "To": [_named(address) for address in mail.to],
         "Cc": [_named(address) for address in mail.cc],
         "Bcc": [_named(address) for address in mail.bcc],
-        "Recipients": [*mail.to, *(bare(address) for address in (*mail.cc, *mail.bcc))],
+        "Recipients": _recipients(mail),
         "ReceivedAt": _time(one.at),
         "From": mail.sender,
         "Subject": mail.subject,
