@@ -10,6 +10,7 @@ import base64
 import hashlib
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from idem.email import Email
 from idem.errors import InvalidKey
@@ -95,6 +96,8 @@ def _stem(key: str) -> str:
     return key if len(key) <= _MAX_STEM else hashlib.sha256(key.encode()).hexdigest()
 
 
+# Asked for at the claim of an email, its request and each look-up.
+@lru_cache(maxsize=1_024)
 def provider_key(namespace: str, key: str, generation: int) -> str:
     """The key that the provider sees: 43 characters of `[A-Za-z0-9_-]`, which every provider takes.
 

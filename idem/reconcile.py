@@ -138,7 +138,7 @@ class Reconciler:
             return [Step.HEARD]
         provider = self._providers.get(record.provider)
         lookup = provider.contract.lookup if provider is not None else None
-        if lookup is not None and record.provider not in silent and isinstance(provider, Searchable):
+        if provider is not None and lookup is not None and record.provider not in silent:
             found = self._look(record, provider, lookup, silent)
             if found is not None:
                 return [found]
@@ -161,8 +161,9 @@ class Reconciler:
         self._ledger.testify(record, Accepted(heard.message_id), witness=witness, detail=detail)
         return True
 
-    def _look(self, record: Record, provider: Searchable, lookup: Lookup, silent: set[str]) -> Step | None:
-        if not is_look_due(record, lookup, self._patience.lease, self._clock.now()):
+    def _look(self, record: Record, provider: Provider, lookup: Lookup, silent: set[str]) -> Step | None:
+        due = is_look_due(record, lookup, self._patience.lease, self._clock.now())
+        if not due or not isinstance(provider, Searchable):
             return None
         deadline = Deadline.after(self._clock, self._patience.http_timeout)
         since = record.unsure_since if record.unsure_since is not None else record.created_at

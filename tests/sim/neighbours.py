@@ -92,7 +92,7 @@ class _Timekeeper(Worker):
         self._schedule = schedule
         self._first, self._last = slots[0], slots[-1]
         super().__init__(world, 10 + number, skew)
-        world.keeping += 1
+        world.producing += 1
         world.later(float(number), self._round)
 
     def start(self) -> None:
@@ -124,7 +124,7 @@ class _Timekeeper(Worker):
         except Crash:
             self.start()
         if self._is_through():
-            self.world.keeping -= 1
+            self.world.producing -= 1
         else:
             self.world.later(_LOOK_SECONDS, self._round)
 

@@ -129,21 +129,21 @@ class Table(MemoryStore):
         self._heard = heard
         self.late: dict[str, list[tuple[int, Record | None, Record]]] = {}
         self.writes = 0
-        self._in_state: Counter[State] = Counter()
+        self._in_state: dict[State, dict[str, Record]] = {state: {} for state in State}
 
     def swap(self, old: Record | None, new: Record) -> Record | None:
         stored = super().swap(old, new)
         if stored is None:
             self.writes += 1
-            self._in_state[new.state] += 1
             if old is not None:
-                self._in_state[old.state] -= 1
+                del self._in_state[old.state][old.key]
+            self._in_state[new.state][new.key] = new
             self._applied(old, new)
         return stored
 
     def list(self, state: State, limit: int) -> Iterator[Record]:
-        """As every store; nobody goes through all records to find that there is none."""
-        return super().list(state, limit) if self._in_state[state] else iter(())
+        """As every store; nobody goes through all records for those in one state."""
+        return iter(sorted(self._in_state[state].values(), key=_changed_at)[:limit])
 
     def delay(self, old: Record | None, new: Record, transitions: int) -> None:
         """Let a write arrive after that many further transitions of its key, or when all is over."""
@@ -168,6 +168,10 @@ class Table(MemoryStore):
         for transitions, before, after in left:
             if not transitions:
                 self.swap(before, after)
+
+
+def _changed_at(record: Record) -> float:
+    return record.updated_at
 
 
 @dataclass(slots=True)
@@ -743,8 +747,8 @@ class World:
         self.known: set[str] = set()
         #: Schedules that a scheduler has joined.
         self.begun: set[str] = set()
-        #: Schedulers that have slots to enqueue yet.
-        self.keeping = 0
+        #: Producers and schedulers that have something to enqueue yet.
+        self.producing = 0
         self.missed: set[str] = set()
         self.durable = {job.name for job in scenario.jobs if job.durable}
         self.trace: list[str] = []
@@ -817,15 +821,20 @@ class World:
     def _announce(self, job: Job) -> None:
         if job.unknown_until:
             self.later(job.unknown_until, lambda: self.functions.update(late=self._build))
+        self.producing += len(job.copies)
         for number, seconds in enumerate(job.copies):
             self.later(seconds, partial(self._produce, job, number))
 
     def _produce(self, job: Job, number: int) -> None:
-        """A producer: what it is not sure of, it enqueues again."""
         message = self._message(job, number)
         if job.durable:
             self._write_down(job, message)
-            return
+        else:
+            self._enqueue(job, message)
+        self.producing -= 1
+
+    def _enqueue(self, job: Job, message: Message[None]) -> None:
+        """A producer: what it is not sure of, it enqueues again."""
         for _ in range(10):
             fault = self.faults.meet(job.name, "enqueue")
             if fault is None or fault.kind is Kind.LOST:
@@ -910,7 +919,7 @@ class World:
 
     def _is_through(self) -> bool:
         """Whether nothing can change any more: all ended, or the reconcilers have long found nothing to do."""
-        if self.keeping or self.queue.letters or any(worker.busy for worker in self.workers):
+        if self.producing or self.queue.letters or any(worker.busy for worker in self.workers):
             self._quiet = 0.0
             return False
         if all(self._rests(record) for record in self.table.records()):
