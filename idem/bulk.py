@@ -17,7 +17,7 @@ import msgspec
 from idem.email import Email
 from idem.errors import EmailError
 from idem.keys import member_key, range_key, split_range, take_explicit
-from idem.protocol import InDoubt, Record
+from idem.protocol import InDoubt, Record, State
 from idem.providers.base import Batch, BatchKeys, Provider
 
 #: What goes together in one queue message at the most: fewer than any provider with batches takes, in as many bytes as
@@ -109,6 +109,14 @@ def parts_of(record: Record) -> tuple[Ready | Bulk, ...]:
     stem, first = split_range(record.key) if record.job is None else (record.key, 1)
     parts = cut(stem, emails, record.in_doubt, first=first, most=record.cut or 1)
     return tuple(replace(part, expires_at=record.expires_at) for part in parts)
+
+
+def range_of(record: Record) -> Bulk | None:
+    """The emails that go out under the record's one key; None where it is about one, or about nothing any more."""
+    if record.job is not None or record.body is None or record.state is State.SPLIT:
+        return None
+    emails = decode(record.body)
+    return Bulk(record.key, emails) if len(emails) > 1 else None
 
 
 def cut_for(provider: Provider, emails: Sequence[Email]) -> int | None:

@@ -198,10 +198,17 @@ class Ledger:
             return Lost(self._insist(patience, lambda: self._testify(settled.record, outcome, claim_id)))
         return settled
 
-    def adopt(self, claim: Claim, key: str, fingerprint: str, outcome: Accepted | Rejected) -> None:
-        """Write down one email that was settled in the claim's request; a record that is there already stays."""
-        record = protocol.member(claim.record, key, fingerprint, outcome, now=self._clock.now())
-        self._insist(self._lease(), lambda: self._write(None, record))
+    def adopt(self, within: Record, key: str, fingerprint: str, outcome: Accepted | Rejected) -> None:
+        """Write down one email that was settled in the request of `within`.
+
+        A record that is there already stays, but learns of the acceptance: the key may have been called back meanwhile.
+        """
+        record = protocol.member(within, key, fingerprint, outcome, now=self._clock.now())
+        patience = self._lease()
+        stored = self._insist(patience, lambda: self._write(None, record))
+        if stored is not None and isinstance(outcome, Accepted):
+            request = f"the request of {within.key}"
+            self._insist(patience, lambda: self._testify(stored, outcome, request))
 
     def testify(self, record: Record, accepted: Accepted, *, witness: str, detail: str) -> Record:
         """Bring an acceptance that a look-up, an event or a person knows of into the record.

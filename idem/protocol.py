@@ -550,7 +550,9 @@ def claim(record: Record | None, intent: Intent, *, now: float, claim_id: str, r
         record = replace(record, fingerprint=intent.fingerprint)
     if move is not Move.REPLAY:
         # What may have been accepted by one door, or as it was made then, would not be recognised otherwise.
-        record = replace(record, batched=intent.batched or None, marked=True)
+        # It is the first choice that takes several emails in one request; the other one takes each by itself.
+        batched = intent.batched and _route(record, rules) == rules.provider
+        record = replace(record, batched=batched or None, marked=True)
     return Take(_take(record, move, now, claim_id, rules, split=intent.split))
 
 
@@ -911,14 +913,18 @@ def resolve(  # noqa: PLR0913 - as above
 def cancel(  # noqa: PLR0913 - as above
     record: Record | None, key: str, *, claim_id: str, by: str, now: float, rules: Rules
 ) -> Record | None:
-    """Call a key back, be it known or not; None where it is too late to. `by` goes into the record."""
+    """Call a key back, be it known or not; None where it is too late to. `by` goes into the record.
+
+    What is to be sent again although it may have been accepted is DROPPED: nobody can call that back.
+    """
     if standing(record, now, rules) not in CANCEL:
         return None
     if record is None:
         record = _blank(Intent(key), now, rules)
+    state = State.DROPPED if _is_waived(record) else State.CANCELLED
     evidence = Evidence(at=now, kind=_CANCEL, claim_id=claim_id, detail=by)
     cancelled = replace(record, evidence=(*record.evidence, evidence))
-    return _end_unsent(cancelled, State.CANCELLED, now, claim_id, f"cancelled {by}")
+    return _end_unsent(cancelled, state, now, claim_id, f"cancelled {by}")
 
 
 def note(record: Record, evidence: Evidence, *, now: float) -> Record:

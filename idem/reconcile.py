@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 
+from idem.bulk import range_of
 from idem.clock import Clock, Deadline
 from idem.events import EventNotes
 from idem.keys import provider_key
@@ -36,6 +37,8 @@ _LIMIT = 10_000
 _LISTEN_DIVISOR = 10
 #: How often the patience with a durable record is doubled: from 15 min to 16 h.
 _DOUBLINGS = 6
+#: Who decided, where no person did.
+_BY_CHOICE = "as its job chose"
 
 
 class Step(StrEnum):
@@ -113,23 +116,37 @@ class Reconciler:
         self._resume = resume
         self._in_doubt = in_doubt
         self._events = events
+        #: What could not be looked up when that was last tried.
+        self._unanswered: set[str] = set()
         #: When it is worth while to look again for what events told of a key.
         self._listen_at: dict[str, float] = {}
 
     def run(self) -> Mapping[Step, int]:
         """Look once at everything that waits; how often each step was taken. Raises `LedgerError`, `BrokerError`."""
-        steps: Counter[Step] = Counter()
-        silent: set[str] = set()
-        waiting: set[str] = set()
-        for record in islice(self._ledger.list(State.IN_DOUBT, _LIMIT), _LIMIT):
-            waiting.add(record.key)
-            steps.update(self._settle(record, silent))
-        self._listen_at = {key: at for key, at in self._listen_at.items() if key in waiting}
+        steps = self._settle_all()
         for state in (State.RETRY, State.UNSURE):
             for record in islice(self._ledger.list(state, _LIMIT), _LIMIT):
                 steps.update(self._wake(record, self._patience.message))
         for record in islice(self._ledger.asked(_LIMIT), _LIMIT):
             steps.update(self._wake(record, self._patience.asked * _growth(record)))
+        return steps
+
+    def _settle_all(self) -> Counter[Step]:
+        """Everything in doubt. What could not be looked up the last time comes last, so that it holds up nothing."""
+        steps: Counter[Step] = Counter()
+        silent: set[str] = set()
+        waiting: set[str] = set()
+        late = frozenset(self._unanswered)
+        for record in islice(self._ledger.list(State.IN_DOUBT, _LIMIT), _LIMIT):
+            waiting.add(record.key)
+            if record.key not in late:
+                steps.update(self._settle(record, silent))
+        for key in sorted(late & waiting):
+            again = self._ledger.read(key)
+            if again is not None and again.state is State.IN_DOUBT:
+                steps.update(self._settle(again, silent))
+        self._unanswered &= waiting
+        self._listen_at = {key: at for key, at in self._listen_at.items() if key in waiting}
         return steps
 
     def _settle(self, record: Record, silent: set[str]) -> list[Step]:
@@ -152,13 +169,14 @@ class Reconciler:
         now, held = self._clock.now(), (record.in_doubt or self._in_doubt) is InDoubt.HOLD
         if self._events is None or (held and not at_once and now < self._listen_at.get(record.key, 0.0)):
             return False
-        heard = self._events.of(self._derived(record))
+        heard = {key: self._events.of(self._derived(key, record.generation)) for key in _keys_of(record)}
         self._listen_at[record.key] = now + (now - last_attempt_at(record)) / _LISTEN_DIVISOR
-        if heard.proof is None:
+        proof = next((one.proof for one in heard.values() if one.proof is not None), None)
+        if proof is None:
             return False
-        witness = f"event {heard.proof.event}"
-        detail = f"an event of {heard.proof.source}: {heard.proof.kind}"
-        self._ledger.testify(record, Accepted(heard.message_id), witness=witness, detail=detail)
+        detail = f"an event of {proof.source}: {proof.kind}"
+        ids = {key: one.message_id for key, one in heard.items()}
+        prove(self._ledger, record, ids, witness=f"event {proof.event}", detail=detail)
         return True
 
     def _look(self, record: Record, provider: Provider, lookup: Lookup, silent: set[str]) -> Step | None:
@@ -167,9 +185,12 @@ class Reconciler:
             return None
         deadline = Deadline.after(self._clock, self._patience.http_timeout)
         since = record.unsure_since if record.unsure_since is not None else record.created_at
-        match provider.find(self._derived(record), since, deadline):
+        derived = self._derived(record.key, record.generation)
+        sighting = provider.find(derived, since, deadline)
+        self._unanswered.discard(record.key)
+        match sighting:
             case Found(message_id=message_id):
-                witness = f"look-up {self._derived(record)}"
+                witness = f"look-up {derived}"
                 detail = f"a look-up at {record.provider}"
                 self._ledger.testify(record, Accepted(message_id), witness=witness, detail=detail)
                 return Step.FOUND
@@ -178,6 +199,7 @@ class Reconciler:
             case CannotTell(detail=why):
                 _log.warning("%s cannot be asked about emails in doubt: %s", record.provider, why)
                 silent.add(record.provider)
+                self._unanswered.add(record.key)
         return None
 
     def _conclude(self, record: Record, lookup: Lookup) -> Step | None:
@@ -193,10 +215,13 @@ class Reconciler:
         choice = record.in_doubt or self._in_doubt
         if choice is InDoubt.HOLD or self._clock.now() < self._hopeful_until(record, provider):
             return []
-        by = "as its job chose"
         if choice is InDoubt.DROP:
-            return [Step.DROPPED] if self._ledger.resolve(record, Resolution.DROP, by=by) else []
-        resent = self._reopen(record, Resolution.RESEND, by, Step.RESENT)
+            return [Step.DROPPED] if self._ledger.resolve(record, Resolution.DROP, by=_BY_CHOICE) else []
+        # Twice rather than never, and not for as long as answers are lost; nor when it would come too late.
+        late = record.expires_at is not None and self._clock.now() >= record.expires_at
+        if late or any(item.kind == Resolution.RESEND and item.detail == _BY_CHOICE for item in record.evidence):
+            return []
+        resent = self._reopen(record, Resolution.RESEND, _BY_CHOICE, Step.RESENT)
         return [resent] if resent else []
 
     def _hopeful_until(self, record: Record, provider: Provider | None) -> float:
@@ -231,8 +256,27 @@ class Reconciler:
         self._resume(record.key)
         return [Step.RESUMED]
 
-    def _derived(self, record: Record) -> str:
-        return provider_key(self._namespace, record.key, record.generation)
+    def _derived(self, key: str, generation: int) -> str:
+        return provider_key(self._namespace, key, generation)
+
+
+def prove(
+    ledger: Ledger, record: Record, message_ids: Mapping[str, str | None], *, witness: str, detail: str
+) -> Record:
+    """Bring an acceptance into a record, and into those of the emails that went out in its request.
+
+    `message_ids` are the provider's, by key, as far as they are known.
+    """
+    part = range_of(record)
+    for key, email in () if part is None else part.members():
+        ledger.adopt(record, key, email.fingerprint(), Accepted(message_ids.get(key)))
+    return ledger.testify(record, Accepted(message_ids.get(record.key)), witness=witness, detail=detail)
+
+
+def _keys_of(record: Record) -> Sequence[str]:
+    """The key of a record, and those of the emails in its request: each went out with its own."""
+    part = range_of(record)
+    return [record.key, *(key for key, _ in part.members())] if part is not None else [record.key]
 
 
 def _growth(record: Record) -> int:

@@ -192,8 +192,8 @@ class Sender:
         match source:
             case Ready():
                 return intent_of(source)
-            case Bulk(emails=emails):
-                return replace(intent_of(source), split=self._goes_apart(emails))
+            case Bulk():
+                return replace(intent_of(source), split=self._goes_apart(source))
             case Render(key=key, job=job, in_doubt=in_doubt, expires_at=expires_at):
                 return Intent(key, job=job, in_doubt=in_doubt, expires_at=expires_at)
             case Resume(key=key):
@@ -203,15 +203,18 @@ class Sender:
                 return Intent(key, fingerprint=record.fingerprint, job=record.job, split=self._must_split(record))
 
     def _must_split(self, record: Record) -> bool:
-        """Whether a range that was to go out as one request is to be sent when the provider takes it no more."""
-        if record.ended or record.job is not None or record.body is None:
-            return False
-        emails = bulk.decode(record.body)
-        return len(emails) > 1 and self._goes_apart(emails)
+        """Whether a range that was to go out as one request is to be sent when that cannot be any more."""
+        part = None if record.ended else bulk.range_of(record)
+        return part is not None and self._goes_apart(part)
 
-    def _goes_apart(self, emails: Sequence[Email]) -> bool:
-        """Whether several emails need a request each, be it that one is withheld and the others go."""
-        return not bulk.takes(self._provider, emails) or any(map(self._withhold, emails))
+    def _goes_apart(self, part: Bulk) -> bool:
+        """Whether several emails need a request each, as one of them is not to go, or has a record of its own.
+
+        It may have been called back, or sent in a list that was cut otherwise: only under its own key can that be told.
+        """
+        if not bulk.takes(self._provider, part.emails) or any(map(self._withhold, part.emails)):
+            return True
+        return any(self._ledger.read(member) is not None for member, _ in part.members())
 
     def _email(self, source: Source, claim: Claim) -> _Attempt | Record | Lost:
         """The email of this attempt: the message's, the frozen one, or one that is built and frozen now."""
@@ -248,24 +251,23 @@ class Sender:
                 self._reach(Point.FROZEN)
                 return _Attempt(frozen, (email,)) if isinstance(frozen, Claim) else frozen
         emails = [built] if isinstance(built, Email) else built
-        return self._split(claim, emails)
+        return self._split(claim, emails, self._cut(emails))
 
-    def _split(self, claim: Claim, emails: Sequence[Email]) -> Record | Lost:
+    def _split(self, claim: Claim, emails: Sequence[Email], cut: int | None) -> Record | Lost:
         if claim.record.durable and emails:
-            return self._split_durable(claim, emails)
+            return self._split_durable(claim, emails, cut or 1)
         body = bulk.encode(emails)
-        return self._ledger.split(claim, body, fingerprint(body), self._cut(emails))
+        return self._ledger.split(claim, body, fingerprint(body), cut)
 
     def _cut(self, emails: Sequence[Email]) -> int | None:
         """How many of a list go together: each by itself, where one of them is withheld."""
         return None if any(map(self._withhold, emails)) else bulk.cut_for(self._provider, emails)
 
-    def _split_durable(self, claim: Claim, emails: Sequence[Email]) -> Record | Lost:
+    def _split_durable(self, claim: Claim, emails: Sequence[Email], cut: int) -> Record | Lost:
         """Its emails are asked for before it is done with: from then on nobody looks after it, but after them."""
-        body, cut = bulk.encode(emails), claim.record.cut
-        if cut is None:
+        body = bulk.encode(emails)
+        if claim.record.cut is None:
             # Or a crash in between, and a job that then builds something else, would leave emails of two lists.
-            cut = self._cut(emails) or 1
             frozen = self._ledger.freeze_list(claim, body, cut)
             if isinstance(frozen, Lost):
                 return frozen
@@ -278,8 +280,12 @@ class Sender:
         """One email, or a range of a bulk: to be sent as it is, or split, as its claim says."""
         if claim.record.state is not State.RENDERING:
             return _Attempt(claim, emails)
+        # Of a list that is fixed, so is how it is cut. A range that has to go apart is never cut into itself.
+        cut = claim.record.cut or self._cut(emails)
+        if claim.record.job is None and cut is not None and cut >= len(emails):
+            cut = None
         try:
-            return self._split(claim, emails)
+            return self._split(claim, emails, cut)
         except BodyTooLarge as error:
             return self._ledger.settle(claim, Rejected(str(error)))
 
@@ -347,7 +353,7 @@ class Sender:
         self._reach(Point.ANSWERED)
         members = Bulk(attempt.claim.record.key, attempt.emails).members()
         for (member, email), outcome in zip(members, batched.each, strict=bool(batched.each)):
-            self._ledger.adopt(attempt.claim, member, email.fingerprint(), outcome)
+            self._ledger.adopt(attempt.claim.record, member, email.fingerprint(), outcome)
         return batched.whole
 
     def _call_each(self, attempts: Sequence[_Attempt]) -> Sequence[Outcome]:
@@ -447,9 +453,19 @@ def check_built(job: str, built: object) -> Email | Sequence[Email] | Rejected:
 
 
 def _joined(results: Sequence[Result]) -> Result:
-    """What became of a message with several keys: it comes again while one of them has not ended."""
+    """What became of a message with several keys: it comes again while one of them has not ended.
+
+    An email in doubt is not kept waiting by the others, as its window may close meanwhile. At last, what was refused
+    speaks for all: a person has to look, and what has ended stays as it is.
+    """
     waiting = [result for result in results if isinstance(result, Later)]
+    unsure = [result for result in waiting if result.record.state is State.UNSURE]
+    if unsure:
+        return min(unsure, key=_ready_at)
     if waiting:
-        return max(waiting, key=lambda result: result.ready_at)
-    ended = [result for result in results if isinstance(result, Ended)]
-    return ended[0] if ended else results[0]
+        return max(waiting, key=_ready_at)
+    return next((result for result in results if isinstance(result, Refused)), results[0])
+
+
+def _ready_at(result: Later) -> float:
+    return result.ready_at

@@ -65,6 +65,7 @@ class FakeProvider:
     script: list[Answer] = field(default_factory=list)
     on_call: Callable[[str], None] = lambda _key: None
     unsupported: bool = False
+    name: str = "fake"
     calls: list[tuple[str, bytes]] = field(default_factory=list)
     accepted: list[tuple[str, bytes]] = field(default_factory=list)
     _known: dict[str, tuple[str, bytes, float]] = field(default_factory=dict)
@@ -73,7 +74,7 @@ class FakeProvider:
     @property
     def contract(self) -> Contract:
         return Contract(
-            name="fake",
+            name=self.name,
             title="Fake",
             sources=("https://example.com",),
             checked=date(2026, 1, 1),

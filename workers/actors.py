@@ -130,8 +130,8 @@ class Performer:
 
     def _dispose(self, message: dramatiq.Message[None], key: str, result: Result) -> Disposition:
         match result:
-            case Refused():
-                _log.error("key %s already stands for another email; this one is buried", key)
+            case Refused(record=record):
+                _log.error("key %s already stands for another email; this one is buried", record.key)
                 return Bury("its key already stands for another email or job")
             case Empty():
                 _log.error("key %s: the ledger does not hold its email; the message is buried", key)

@@ -429,13 +429,12 @@ class App:
         """Call a key back: whatever was or will be enqueued under it is not sent. Twice is once.
 
         Raises `JobError` when it is too late: an attempt is under way, or may have been accepted, or the key has ended.
-        What a bulk or a list was enqueued as has a key for each email, and each is cancelled by its own; a range that
-        goes out as one request is not to be cancelled in part.
+        What a bulk or a list was enqueued as has a key for each email, and each is cancelled by its own.
         """
         if self.ledger.cancel(check_key(key), by=by) is not None:
             return
         record = self.ledger.read(key)
-        if record is not None and record.state is not State.CANCELLED:
+        if record is not None and record.state not in {State.CANCELLED, State.DROPPED}:
             raise JobError(f"the key cannot be cancelled any more: it is {record.state.replace('_', ' ')}")
 
     def _key_of(self, email: Email, key: str | ByContent | None) -> tuple[Email, str | None]:

@@ -14,12 +14,14 @@ from idem.bulk import Bulk, Group, Ready, cut
 from idem.clock import Deadline
 from idem.email import Attachment, Email
 from idem.errors import LedgerUnavailable
+from idem.events import EventNotes, Happened
 from idem.keys import is_range, provider_key
 from idem.ledger import Ledger
 from idem.outcome import Accepted, NotSent, Outcome, Rejected, Unknown
 from idem.policy import Policy
-from idem.protocol import Record, Resolution, State
+from idem.protocol import InDoubt, Record, Resolution, State
 from idem.providers.base import Batch, Batched, BatchKeys, Contract
+from idem.reconcile import Patience, Reconciler, Step
 from idem.send import Ended, Later, Point, Refused, Render, Resume, Sender
 from idem.stores.memory import MemoryStore
 from tests.fakes import Answer, Crash, FakeClock, FakeProvider, make_email
@@ -37,6 +39,7 @@ class BatchProvider(FakeProvider):
     most: int = 100
     answers: list[Batched | Outcome] = field(default_factory=list)
     requests: list[int] = field(default_factory=list)
+    limited: float | None = None
 
     @property
     def contract(self) -> Contract:
@@ -58,6 +61,8 @@ class BatchProvider(FakeProvider):
 
     def send_each(self, emails: Sequence[tuple[Email, str]], deadline: Deadline) -> tuple[Outcome, ...]:
         self.requests.append(len(emails))
+        if self.limited is not None:
+            return tuple(NotSent("HTTP 429", limited=True, retry_after=self.limited) for _ in emails)
         return tuple(self.send(email, key, deadline) for email, key in emails)
 
 
@@ -70,12 +75,31 @@ class Bench:
         self.clock = FakeClock()
         self.store = MemoryStore()
         self.provider = BatchProvider(self.clock)
+        self.second: FakeProvider | None = None
+
+    @property
+    def ledger(self) -> Ledger:
+        policy = Policy(window_seconds=self.provider.window_seconds)
+        others = {} if self.second is None else {"second": Policy(window_seconds=self.second.window_seconds)}
+        return Ledger(
+            self.store,
+            policy=policy,
+            provider="fake",
+            clock=self.clock,
+            others=others,
+            fallback=next(iter(others), None),
+            jitter=lambda: 1.0,
+        )
 
     def sender(self, reach: Callable[[Point], None] = lambda _: None) -> Sender:
-        policy = Policy(window_seconds=self.provider.window_seconds)
-        ledger = Ledger(self.store, policy=policy, provider="fake", clock=self.clock, jitter=lambda: 1.0)
         return Sender(
-            ledger, self.provider, clock=self.clock, http_timeout_seconds=20.0, namespace="default", reach=reach
+            self.ledger,
+            self.provider,
+            others=[] if self.second is None else [self.second],
+            clock=self.clock,
+            http_timeout_seconds=20.0,
+            namespace="default",
+            reach=reach,
         )
 
     def drain(self, parts: Sequence[bulk.Part]) -> None:
@@ -306,7 +330,111 @@ def test_one_that_is_to_be_sent_again_through_a_provider_without_such_requests_i
     assert whole.states() == [State.SENT] * 4
 
 
+@pytest.mark.parametrize("known", [State.SENT, State.CANCELLED])
+def test_one_that_has_a_record_of_its_own_is_not_in_the_request(whole: Bench, known: State) -> None:
+    if known is State.SENT:
+        whole.drain([Ready("news/2", EMAILS[1])])
+    else:
+        whole.ledger.cancel("news/2", by="by a person")
+    before = len(whole.provider.accepted)
+    whole.drain([RANGE])
+    assert len(whole.provider.accepted) == before + 3
+    assert whole.states() == [State.SENT, known, State.SENT, State.SENT]
+    assert whole.provider.requests == []
+
+
+def test_a_list_that_is_cut_otherwise_sends_nothing_twice(whole: Bench) -> None:
+    whole.drain([Bulk("news/1-2", EMAILS[:2]), Bulk("news/3-4", EMAILS[2:])])
+    whole.drain([Bulk("news/1-3", EMAILS[:3]), Ready("news/4", EMAILS[3])])
+    assert whole.provider.requests == [2, 2]
+    assert len(whole.provider.accepted) == 2
+
+
+def test_one_that_is_called_back_while_the_request_is_out_is_known_as_sent(whole: Bench) -> None:
+    def call_back(_key: str) -> None:
+        assert whole.ledger.cancel("news/2", by="by a person") is not None
+
+    whole.provider.on_call = call_back
+    whole.drain([RANGE])
+    assert whole.states() == [State.SENT] * 4
+    assert [item.kind for item in whole.record("news/2").evidence] == ["cancelled", "accepted"]
+
+
+@pytest.mark.parametrize("choice", [InDoubt.RESEND, InDoubt.HOLD])
+def test_an_event_of_one_of_its_emails_ends_the_doubt_of_a_request(whole: Bench, choice: InDoubt) -> None:
+    """All of its emails were accepted or none; each carries its own key, which the event brings back."""
+    whole.provider.window_seconds = 200.0
+    whole.provider.script = [Answer.ACCEPT_THEN_SILENCE]
+    part = replace(RANGE, in_doubt=choice)
+    whole.sender().send(part)
+    whole.clock.sleep(300)
+    whole.sender().send(part)
+    notes = EventNotes(whole.store, clock=whole.clock, keep_seconds=1e6)
+    derived = provider_key("default", "news/3", 0)
+    notes.add(derived, Happened.DELIVERED, source="fake", event_id="e", message_id="m3")
+    assert dict(_reconciler(whole, notes).run()) == {Step.HEARD: 1}
+    assert whole.record("news/1-4").state is State.SENT
+    assert whole.states() == [State.SENT] * 4
+    assert [whole.record(key).message_id for key in KEYS] == [None, None, "m3", None]
+    assert len(whole.provider.accepted) == 1
+
+
+def _reconciler(bench: Bench, notes: EventNotes) -> Reconciler:
+    return Reconciler(
+        bench.ledger,
+        {"fake": bench.provider},
+        clock=bench.clock,
+        namespace="default",
+        patience=Patience.of(lease=60.0, http_timeout=20.0, evidence=0.0, visibility=90.0),
+        resume=pytest.fail,
+        events=notes,
+    )
+
+
 # A key for each email.
+
+
+def test_one_that_is_refused_is_told_of_once_the_others_have_ended(each: Bench) -> None:
+    """Its message would be acknowledged otherwise, and nobody would know."""
+    each.drain([Ready("welcome", EMAILS[0])])
+    group = Group((Ready("welcome", EMAILS[1]), Ready(KEYS[0], EMAILS[0])))
+    result = each.sender().send(group)
+    assert isinstance(result, Refused)
+    assert result.record.key == "welcome"
+    assert each.record(KEYS[0]).state is State.SENT
+
+
+def test_one_in_doubt_does_not_wait_for_the_others(each: Bench) -> None:
+    """However long a provider wants them to wait, the window of the first would be over by then."""
+    each.provider.script = [Answer.SILENCE]
+    group = Group(tuple(Ready(key, email) for key, email in zip(KEYS, EMAILS, strict=True)))
+    assert isinstance(each.sender().send(Group(group.emails[:1])), Later)
+    each.provider.limited = 80_000.0
+    each.clock.sleep(1_000)
+    again = each.sender().send(group)
+    assert isinstance(again, Later)
+    assert again.record.key == KEYS[0]
+    assert each.record(KEYS[1]).ready_at == each.clock.now() + 80_000
+    assert again.ready_at < each.clock.now() + 80_000
+
+
+def test_a_group_goes_on_at_the_second_choice_one_by_one(each: Bench) -> None:
+    group = Group(tuple(Ready(key, email) for key, email in zip(KEYS, EMAILS, strict=True)))
+    each.second = FakeProvider(each.clock, name="second")
+    each.provider.script = [Answer.REFUSE] * 4
+    each.drain([group])
+    assert each.states() == [State.SENT] * 4
+    assert (len(each.provider.accepted), len(each.second.accepted)) == (0, 4)
+    assert [each.record(key).provider for key in KEYS] == ["second"] * 4
+
+
+def test_what_is_in_doubt_at_the_second_choice_is_repeated_there(each: Bench) -> None:
+    each.second = FakeProvider(each.clock, name="second", script=[Answer.ACCEPT_THEN_SILENCE])
+    each.provider.script = [Answer.REFUSE]
+    each.drain([Ready(KEYS[0], EMAILS[0])])
+    assert (each.record(KEYS[0]).state, each.record(KEYS[0]).attempts) == (State.SENT, 3)
+    assert (len(each.provider.calls), len(each.provider.accepted)) == (1, 0)
+    assert (len(each.second.calls), len(each.second.accepted)) == (2, 1)
 
 
 def test_those_that_ended_are_left_out_of_the_next_request(each: Bench) -> None:

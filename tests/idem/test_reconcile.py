@@ -51,6 +51,7 @@ class SearchableProvider:
     script: list[Outcome] = field(default_factory=list)
     accepts: bool = True
     sightings: list[Sighting] = field(default_factory=list)
+    fails: Callable[[str], bool] = lambda _key: False
     accepted: list[tuple[str, float]] = field(default_factory=list)
     asked: list[float] = field(default_factory=list)
 
@@ -67,6 +68,8 @@ class SearchableProvider:
     def find(self, provider_key: str, since: float, deadline: Deadline) -> Sighting:
         assert deadline.left() > 0
         self.asked.append(self.clock.now())
+        if self.fails(provider_key):
+            return CannotTell("HTTP 500")
         if self.sightings:
             return self.sightings.pop(0)
         shown = [key for key, at in self.accepted if since <= at <= self.clock.now() - LAG]
@@ -237,6 +240,21 @@ def test_a_provider_that_cannot_tell_is_asked_once_a_run(bench: Bench) -> None:
     assert bench.record().state is State.IN_DOUBT
 
 
+def test_emails_that_it_cannot_tell_of_hold_up_no_other(bench: Bench) -> None:
+    """Two that always fail, and are the first of all: the third is looked up in the third run."""
+    reconciler = bench.reconciler()
+    for key in ("bad-1", "bad-2", KEY):
+        bench.provider.script = [Unknown("no answer")]
+        bench.sender().send(Ready(key, make_email()))
+        bench.clock.sleep(1)
+    failing = {provider_key("default", key, 0) for key in ("bad-1", "bad-2")}
+    bench.provider.fails = failing.__contains__
+    bench.clock.sleep(LEASE + LAG)
+    assert [dict(reconciler.run()) for _ in range(3)] == [{}, {}, {Step.FOUND: 1}]
+    bench.provider.fails = lambda _: False
+    assert dict(reconciler.run()) == {Step.FOUND: 2}
+
+
 def test_beyond_the_horizon_nothing_is_concluded(bench: Bench) -> None:
     """An email that is no longer kept is not missing."""
     bench.doubt(accepted=True)
@@ -311,6 +329,38 @@ def test_resend_is_at_once_where_nothing_can_be_learnt(bench: Bench, job: InDoub
     assert bench.record().state is State.SENT
     assert len(bench.provider.accepted) == 2, "as the job chose, and it is written down"
     assert bench.record().evidence[-1].kind == Resolution.RESEND.value
+
+
+def test_it_is_sent_again_once_and_then_waits_for_a_person(bench: Bench) -> None:
+    """A server that accepts, and never answers in time, would otherwise be sent it for ever."""
+    unsearchable(bench)
+    bench.doubt(accepted=True, choice=InDoubt.RESEND)
+    assert after(bench, 0) == {Step.RESENT: 1}
+    bench.provider.script = [Unknown("no answer")]
+    bench.sender().send(Resume(KEY))
+    assert bench.record().state is State.IN_DOUBT
+    assert after(bench, 10**5) == {}
+    assert len(bench.provider.accepted) == 2
+    assert bench.ledger.resolve(bench.record(), Resolution.RESEND, by="by a person") is not None
+
+
+def test_nothing_is_sent_again_that_would_come_too_late(bench: Bench) -> None:
+    unsearchable(bench)
+    bench.provider.script = [Unknown("no answer")]
+    until = bench.clock.now() + 600
+    bench.sender().send(Ready(KEY, make_email(), InDoubt.RESEND, expires_at=until))
+    bench.clock.sleep(600)
+    assert after(bench, 0) == {}
+    assert bench.record().state is State.IN_DOUBT
+
+
+def test_what_is_to_be_sent_again_and_is_called_back_is_given_up(bench: Bench) -> None:
+    """It may have been accepted, so nobody can say that it was not sent."""
+    unsearchable(bench)
+    bench.doubt(accepted=True, choice=InDoubt.RESEND)
+    assert after(bench, 0) == {Step.RESENT: 1}
+    bench.ledger.cancel(KEY, by="by a person")
+    assert (bench.record().state, bench.record().reason) == (State.DROPPED, "cancelled by a person")
 
 
 def test_resend_waits_for_what_a_look_up_or_an_event_may_tell(bench: Bench) -> None:

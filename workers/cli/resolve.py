@@ -10,9 +10,8 @@ import msgspec
 
 from idem.errors import IdemError, JobError
 from idem.keys import check_key
-from idem.outcome import Accepted
 from idem.protocol import ACCEPTANCE, Record, Resolution, State
-from idem.reconcile import Step
+from idem.reconcile import Step, prove
 from workers.app import App
 
 #: States in which a person's word about an acceptance counts.
@@ -93,7 +92,7 @@ def _testify(app: App, record: Record, message_id: str) -> int:
     if record.state not in _OPEN:
         return _refuse(f"the key is {record.state}; that is not open to doubt")
     witness = f"person {uuid.uuid4().hex}"
-    settled = app.ledger.testify(record, Accepted(message_id), witness=witness, detail=f"said by {_person()}")
+    settled = prove(app.ledger, record, {record.key: message_id}, witness=witness, detail=f"said by {_person()}")
     if settled.state is not State.SENT:
         return _refuse(f"the key is {settled.state} now; what you said is noted beside it as {ACCEPTANCE}")
     click.echo("sent")
