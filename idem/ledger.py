@@ -224,9 +224,12 @@ class Ledger:
         stored = self._write(record, noted)
         return noted if stored is None else stored
 
-    def resolve(self, record: Record, resolution: Resolution, *, by: str) -> Record | None:
+    def resolve(self, record: Record, resolution: Resolution, *, by: str, anew: bool = True) -> Record | None:
         """Decide about a key from outside a claim; None where the record, as it is now, does not allow it."""
-        decide = partial(protocol.resolve, resolution=resolution, claim_id=self._new_id(), by=by, rules=self._rules)
+        claim_id = self._new_id()
+        decide = partial(
+            protocol.resolve, resolution=resolution, claim_id=claim_id, by=by, rules=self._rules, anew=anew
+        )
         return self._decide(record, lambda known, now: known and decide(known, now=now))
 
     def _decide(self, record: Record | None, decide: Callable[[Record | None, float], Record | None]) -> Record | None:

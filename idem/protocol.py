@@ -831,10 +831,14 @@ def _verdict(record: Record, outcome: Outcome, now: float, policy: Policy) -> Ve
 
 
 def _not_sent(record: Record, now: float, policy: Policy, *, replayed: bool) -> Verdict:
-    opened_at = record.opened_at if record.opened_at is not None else record.created_at
-    if now - opened_at >= policy.give_up_seconds:
+    if _is_tried_for_long(record, now, policy):
         return Verdict.REJECTED_FOR_KEY if replayed else Verdict.NOT_SENT_GIVING_UP
     return Verdict.NOT_SENT_FOR_KEY if replayed else Verdict.NOT_SENT
+
+
+def _is_tried_for_long(record: Record, now: float, policy: Policy) -> bool:
+    opened_at = record.opened_at if record.opened_at is not None else record.created_at
+    return now - opened_at >= policy.give_up_seconds
 
 
 def _doubt_of(record: Record, unsure_since: float | None, now: float, policy: Policy) -> Doubt:
@@ -877,11 +881,12 @@ def testify(  # noqa: PLR0913 - as above
 
 
 def resolve(  # noqa: PLR0913 - as above
-    record: Record, resolution: Resolution, *, claim_id: str, by: str, now: float, rules: Rules
+    record: Record, resolution: Resolution, *, claim_id: str, by: str, now: float, rules: Rules, anew: bool = True
 ) -> Record | None:
     """Decide about a key that no worker may decide about; None where that is not allowed. `by` goes into the record.
 
-    A key that is to be sent keeps its frozen email; without one, the next message under the key brings it.
+    A key that is to be sent keeps its frozen email; without one, the next message under the key brings it. How long to
+    try counts `anew`; else what was tried for long enough, and is known not to be sent, is REJECTED.
     """
     state = RESOLVE.get((standing(record, now, rules), resolution))
     if state is None:
@@ -897,11 +902,13 @@ def resolve(  # noqa: PLR0913 - as above
     )
     if state is State.DROPPED:
         return replace(resolved, unsure_since=_unsure_since(record), reason=f"given up {by}")
+    if not anew and _is_tried_for_long(record, now, rules.policy):
+        return replace(resolved, state=State.REJECTED, unsure_since=None, reason=f"given up: {by}")
     return replace(
         resolved,
         unsure_since=None,
         ready_at=now,
-        opened_at=now,
+        opened_at=now if anew else record.opened_at,
         reason=None,
         # Whoever wants it sent although it may arrive twice, or although it failed, wants it late as well.
         expires_at=record.expires_at if resolution is Resolution.NOT_SENT else None,

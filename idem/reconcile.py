@@ -236,10 +236,11 @@ class Reconciler:
 
     def _reopen(self, record: Record, resolution: Resolution, by: str, step: Step) -> Step | None:
         """Send it again, by a message that names its key; after a crash in between, `_wake` makes that message."""
-        reopened = self._ledger.resolve(record, resolution, by=by)
+        # Nobody has mended anything: what never shows, however often it is tried, is given up like what is refused.
+        reopened = self._ledger.resolve(record, resolution, by=by, anew=resolution is Resolution.RESEND)
         if reopened is None:
             return None
-        if reopened.resumable:
+        if reopened.resumable and not reopened.ended:
             self._resume(reopened.key)
         return step
 

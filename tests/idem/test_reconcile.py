@@ -195,6 +195,24 @@ def test_three_do_and_the_email_goes_out_without_its_message(bench: Bench) -> No
     assert kinds == [MISSING, MISSING, MISSING, Resolution.NOT_SENT.value]
 
 
+def test_an_email_that_never_arrives_is_given_up_in_the_end(bench: Bench) -> None:
+    """One that a provider hangs over each time: it is tried again for a day, and no longer."""
+    bench.doubt(accepted=False)
+    begun = bench.clock.now()
+    bench.provider.accepts = False
+    while bench.record().state is State.IN_DOUBT:
+        after(bench, LEASE + LAG)
+        if bench.resumed:
+            bench.provider.script = [Unknown("no answer")]
+            bench.sender().send(Resume(bench.resumed.pop()))
+    assert (bench.record().state, bench.record().reason) == (
+        State.REJECTED,
+        "given up: 3 look-ups at searchable showed none",
+    )
+    assert 86_400 <= bench.clock.now() - begun < 86_400 + 10 * (LEASE + LAG)
+    assert bench.ledger.resolve(bench.record(), Resolution.REOPEN, by="by a person") is not None
+
+
 def test_a_clock_that_is_wrong_and_a_false_negative_together_prove_nothing(bench: Bench) -> None:
     """The sender's clock was minutes behind, so that the first look came before the request; the second one failed."""
     bench.clock.wall -= 300
