@@ -11,6 +11,7 @@ import contextlib
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -72,6 +73,13 @@ WHERE namespace = ? AND key = ? AND claim_id = ? AND version = ? AND state = ?
 """
 
 
+class _Hold:
+    """A thread's hold on its connection: kept by nothing but the thread, so that it is gone when the thread is."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+
+
 class SqliteStore:
     """Records in the table of one file, one connection a thread."""
 
@@ -79,7 +87,7 @@ class SqliteStore:
         self._path = Path(path)
         self._namespace = namespace
         self._local = threading.local()
-        self._open: list[sqlite3.Connection] = []
+        self._open: dict[weakref.ref[_Hold], sqlite3.Connection] = {}
         self._lock = threading.Lock()
 
     def create(self) -> Sequence[str]:
@@ -166,7 +174,7 @@ class SqliteStore:
     def close(self) -> None:
         """See `Store.close`."""
         with self._lock:
-            for connection in self._open:
+            for connection in self._open.values():
                 connection.close()
             self._open.clear()
         self._local = threading.local()
@@ -175,8 +183,8 @@ class SqliteStore:
     def _connection(self) -> Iterator[sqlite3.Connection]:
         """This thread's connection; translates what SQLite raises."""
         try:
-            connection = getattr(self._local, "connection", None) or self._connect()
-            yield connection
+            hold = getattr(self._local, "hold", None) or self._connect()
+            yield hold.connection
         except (sqlite3.OperationalError, OSError) as error:
             raise LedgerUnavailable(
                 f"the ledger {self._path} does not answer ({error}): see that it can be read and written there"
@@ -187,7 +195,7 @@ class SqliteStore:
                 "restore it from a backup; without it, nothing can be sent safely"
             ) from error
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self) -> _Hold:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
@@ -195,10 +203,22 @@ class SqliteStore:
         except BaseException:
             connection.close()
             raise
-        self._local.connection = connection
+        self._local.hold = hold = _Hold(connection)
         with self._lock:
-            self._open.append(connection)
-        return connection
+            self._open[weakref.ref(hold)] = connection
+        self._close_abandoned()
+        return hold
+
+    def _close_abandoned(self) -> None:
+        """Close the connections of threads that have ended.
+
+        By whoever opens one, not by a finaliser: that may run in a thread that has the lock.
+        """
+        with self._lock:
+            gone = [hold for hold in self._open if hold() is None]
+            abandoned = [self._open.pop(hold) for hold in gone]
+        for connection in abandoned:
+            connection.close()
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         owner, version, tables = connection.execute(_IDENTITY).fetchone()

@@ -9,8 +9,10 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,51 @@ def test_a_closed_store_opens_again_when_it_is_used(store: SqliteStore) -> None:
     store.swap(None, make_record())
     store.close()
     assert store.read("k") == make_record()
+
+
+def test_threads_that_end_leave_no_connection_behind(store: SqliteStore, path: Path) -> None:
+    """One after the other, as threads for a request are: whoever comes next closes what is left of the former."""
+    store.swap(None, make_record())
+    for _ in range(50):
+        thread = threading.Thread(target=store.read, args=("k",))
+        thread.start()
+        thread.join()
+    assert len(store._open) <= 2, "this thread's, and that of the last one"
+    assert _descriptors(path) <= 6, "each has two, and one is shared"
+    assert store.read("k") == make_record(), "this thread's is still open"
+    store.close()
+    assert _descriptors(path) == 0
+
+
+def test_a_thread_that_lives_keeps_its_connection(store: SqliteStore) -> None:
+    """However many others come and go meanwhile."""
+    store.swap(None, make_record())
+    ready, over = threading.Barrier(9, timeout=30), threading.Event()
+
+    def stay() -> bool:
+        with store._connection() as first:
+            ready.wait()
+        over.wait(30)
+        with store._connection() as second:
+            return first is second and store.read("k") == make_record()
+
+    with ThreadPoolExecutor(8) as pool:
+        staying = [pool.submit(stay) for _ in range(8)]
+        ready.wait()
+        for _ in range(5):
+            with ThreadPoolExecutor(1) as passing:
+                passing.submit(store.read, "k").result()
+        over.set()
+        assert all(each.result() for each in staying)
+
+
+def _descriptors(path: Path) -> int:
+    """How many open files of this process are the ledger's."""
+    found = 0
+    for each in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found += str(each.readlink()).startswith(str(path))
+    return found
 
 
 def test_processes_that_create_the_file_at_one_moment(tmp_path: Path) -> None:
