@@ -123,11 +123,16 @@ class SqliteStore:
         return stored
 
     def list(self, state: State, limit: int) -> Iterator[Record]:
-        """See `Store.list`."""
-        query = "SELECT record, body FROM records WHERE namespace = ? AND state = ? ORDER BY updated_at LIMIT ?"
+        """Records in that state, the one longest unchanged first; each is read when its turn comes.
+
+        What is in the state when this is called, and stays, is found; what has left it by its turn is left out. Between
+        two records no transaction is open, which would keep the log from being written back.
+        """
+        query = "SELECT key FROM records WHERE namespace = ? AND state = ? ORDER BY updated_at LIMIT ?"
         with self._connection() as connection:
-            rows = connection.execute(query, (self._namespace, state.value, limit)).fetchall()
-        return (decode_record(*row) for row in rows)
+            keys = connection.execute(query, (self._namespace, state.value, limit)).fetchall()
+        records = (self.read(key) for (key,) in keys)
+        return (record for record in records if record is not None and record.state is state)
 
     def asked(self, limit: int) -> Iterator[Record]:
         """See `Store.asked`."""

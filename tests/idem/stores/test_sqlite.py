@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +21,15 @@ from typing import Any
 import pytest
 
 from idem.errors import LedgerError, LedgerUnavailable, LedgerUnusable
-from idem.protocol import State
+from idem.protocol import Record, State
 from idem.stores import sqlite
 from idem.stores.sqlite import SqliteStore
 from tests import writers
 from tests.records import make_record
 
 _SPAWN = multiprocessing.get_context("spawn")
+
+Listing = Callable[[SqliteStore], Iterator[Record]]
 
 
 @pytest.fixture
@@ -68,6 +71,52 @@ def test_a_closed_store_opens_again_when_it_is_used(store: SqliteStore) -> None:
     store.swap(None, make_record())
     store.close()
     assert store.read("k") == make_record()
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [lambda store: store.list(State.PENDING, 1_000), lambda store: store.asked(1_000)],
+    ids=["list", "asked"],
+)
+def test_a_list_is_not_all_in_memory_at_once(store: SqliteStore, listing: Listing) -> None:
+    """Two hundred records with 100 KB each, of which at most two are there at any time."""
+    for number in range(200):
+        store.swap(None, make_record(f"k{number}", state=State.PENDING, durable=True, body=b"x" * 100_000))
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in listing(store)) == 200
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_a_list_holds_while_records_change(store: SqliteStore) -> None:
+    """Once what stays, also when it is written again meanwhile; never what has left, be it by hand."""
+    held = [make_record(f"k{number}", state=State.RETRY, updated_at=number) for number in range(6)]
+    for record in held:
+        store.swap(None, record)
+    listed = store.list(State.RETRY, 10)
+    assert next(listed) == held[0]
+    for record in (held[0], held[3]):
+        assert store.swap(record, replace(record, version=2, updated_at=99.0)) is None
+    assert store.swap(held[1], replace(held[1], version=2, state=State.SENT)) is None
+    with store._connection() as connection:
+        connection.execute("DELETE FROM records WHERE key = 'k4'")
+    assert [(record.key, record.version) for record in listed] == [("k2", 1), ("k3", 2), ("k5", 1)]
+
+
+def test_a_list_that_is_being_read_does_not_stop_the_log_from_being_written_back(
+    store: SqliteStore, path: Path
+) -> None:
+    for number in range(3):
+        store.swap(None, make_record(f"k{number}", state=State.RETRY))
+    listed = store.list(State.RETRY, 10)
+    next(listed)
+    store.swap(None, make_record("new"))
+    with raw(path) as other:
+        assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0), "not busy, and all is back"
+    assert len(list(listed)) == 2
 
 
 def test_threads_that_end_leave_no_connection_behind(store: SqliteStore, path: Path) -> None:
