@@ -45,7 +45,10 @@ class Store(Protocol):
         ...
 
     def list(self, state: State, limit: int) -> Iterator[Record]:
-        """Records in that state, the one longest unchanged first; `LedgerError` for a state that it cannot list."""
+        """Records in that state, the one longest unchanged first; `LedgerError` for a state that it cannot list.
+
+        They are read as they are taken: their bodies are never all in memory at once.
+        """
         ...
 
     def asked(self, limit: int) -> Iterator[Record]:

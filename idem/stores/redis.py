@@ -52,7 +52,7 @@ _SOCKET_SECONDS = 10.0
 _ONE_NODE = "is one node of a cluster: write redis+cluster:// (or rediss+cluster://)"
 _FORBIDDEN = "does not permit a command: permit it on the keys idem-ledger:* (ACL SETUSER)"
 #: Records read in one round trip; each may have a frozen body.
-_BATCH = 200
+_BATCH = 100
 
 #: States that no list is kept of, so that an email that was sent costs no entry; they are found by looking at all.
 _UNLISTED: Final = frozenset({State.SENT, State.SPLIT})
@@ -163,20 +163,14 @@ class RedisStore:
         return _decode(*answer)
 
     def list(self, state: State, limit: int) -> Iterator[Record]:
-        """Records in that state, the one longest unchanged first.
+        """Records in that state, the one longest unchanged first; a page of them is read when its turn comes.
 
-        A list changes in one step with its records: what is in the state when this is called, and stays, is found. Of
-        what is sent or split no list is kept: to find the oldest of them, all records of the namespace are looked at.
-        Entries that expired records have left behind are dropped on the way.
+        A list changes in one step with its records: what is in the state when the first one is taken, and stays, is
+        found; what has left it by its turn is left out. Of what is sent or split no list is kept: to find the oldest of
+        them, all records of the namespace are looked at. Entries that expired records have left behind are dropped on
+        the way.
         """
-        while True:
-            keys = self._scan(state, limit) if state in _UNLISTED else self._listed(state, limit)
-            read = [record for start in range(0, len(keys), _BATCH) for record in self._read(keys[start:][:_BATCH])]
-            found = [record for record in read if record is not None and record.state is state]
-            # Again only if entries were in the way of others; a record that has just moved on left its list itself.
-            stale = set(keys) - {record.key for record in found}
-            if not sum(self._drop_entry(state, key) for key in stale):
-                return iter(sorted(found, key=lambda record: record.updated_at))
+        return islice(self._in_state(state, limit), limit)
 
     def asked(self, limit: int) -> Iterator[Record]:
         """See `Store.asked`."""
@@ -278,6 +272,23 @@ class RedisStore:
                 pipeline.hmget(self._name(_shard(key), "record", key), "state", "record", "body")
             answers = cast("list[list[bytes | None]]", pipeline.execute())
         return [None if answer == [None] * 3 else _decode(*answer) for answer in answers]
+
+    def _in_state(self, state: State, limit: int) -> Iterator[Record]:
+        """All that is to be listed, each record once, and perhaps more."""
+        given: set[str] = set()
+        while True:
+            keys = self._scan(state, limit) if state in _UNLISTED else self._listed(state, limit)
+            waiting, dropped = [key for key in keys if key not in given], 0
+            for start in range(0, len(waiting), _BATCH):
+                page = waiting[start : start + _BATCH]
+                found = [record for record in self._read(page) if record is not None and record.state is state]
+                stale = set(page).difference(record.key for record in found)
+                dropped += sum(self._drop_entry(state, key) for key in stale)
+                given.update(record.key for record in found)
+                yield from found
+            # Again only if entries were in the way of others; a record that has just moved on left its list itself.
+            if not dropped:
+                return
 
     def _listed(self, state: State, limit: int) -> Sequence[str]:
         """The keys of the list of a state, the one longest unchanged first."""

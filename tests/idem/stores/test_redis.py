@@ -564,6 +564,47 @@ def test_lists_hold_while_records_move(store: RedisStore) -> None:
     mover.join()
 
 
+def _fill(store: RedisStore, state: State, number: int = 250) -> list[Record]:
+    """Records in that state, the one longest unchanged first."""
+    made = [make_record(f"k{each:03}", state=state, updated_at=each, durable=True) for each in range(number)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda record: store.swap(None, record), made)) == [None] * number
+    return made
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [lambda store: store.list(State.PENDING, 1_000), lambda store: store.asked(1_000)],
+    ids=["list", "asked"],
+)
+def test_a_list_is_read_a_page_at_a_time(
+    server: Server, store: RedisStore, listing: Callable[[RedisStore], Iterator[Record]]
+) -> None:
+    """Whoever wants the first one does not load the bodies of all."""
+    made = _fill(store, State.PENDING)
+    listed = listing(store)
+    with commands(server) as seen:
+        assert next(listed) == made[0]
+    assert seen.count("HMGET") == 100
+    with commands(server) as seen:
+        assert list(listed) == made[1:]
+    assert seen.count("HMGET") == 150
+
+
+def test_a_list_holds_while_records_change_between_its_pages(server: Server, store: RedisStore) -> None:
+    """Once what stays, also when it is written again meanwhile; never what has left, be it by hand."""
+    made = _fill(store, State.RETRY)
+    listed = store.list(State.RETRY, 240)
+    assert next(listed) == made[0]
+    for record in (made[0], made[150]):
+        assert store.swap(record, advance(record, State.RETRY, updated_at=999.0)) is None
+    assert store.swap(made[160], advance(made[160], State.SENT)) is None
+    with server.client() as client:
+        client.delete(name_of(client, "record:k170"))
+    expected = [record.key for record in made[1:242] if record.key not in {"k160", "k170"}]
+    assert [record.key for record in listed] == expected, "an entry without its record keeps no other from its place"
+
+
 # -- what cannot be trusted -----------------------------------------------------------------------------------------
 
 
