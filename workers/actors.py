@@ -16,18 +16,18 @@ from typing import Any
 import dramatiq
 from dramatiq.middleware import CurrentMessage
 
-from idem.bulk import Group
+from idem.bulk import Group, Part, Ready
 from idem.clock import Clock
 from idem.email import Email
-from idem.errors import BrokerError, EmailError, InvalidKey, JobError, LedgerError
+from idem.errors import BrokerError, EmailError, InvalidKey, JobError, JobTooLarge, LedgerError
 from idem.gate import Gate
 from idem.ledger import Ledger
 from idem.outcome import NotSent
 from idem.policy import Policy
-from idem.protocol import Record
-from idem.send import Empty, Ended, Later, Refused, Render, Result, Sender
+from idem.protocol import Record, conflicts
+from idem.send import Empty, Ended, Later, Refused, Render, Result, Sender, intent_of
 from workers.brokers.base import Acknowledge, Bury, Disposition, JobBroker, Retry, dispose
-from workers.jobs import ACTOR, QUEUE, Asked, Call, part_message, read_message
+from workers.jobs import ACTOR, QUEUE, Asked, Call, part_message, read_message, record_message
 
 _log = logging.getLogger("idem.worker")
 
@@ -141,12 +141,42 @@ class Performer:
                 return Retry(max(0.0, ready_at - self._clock.now()))
             case Ended(record=record, emails=parts):
                 # Before the acknowledgement, so that a crash in between repeats some and loses none.
-                for part in parts:
-                    made = part_message(part)
-                    # As old as the job: a redelivery of it must not make its emails look new to `Policy.forgets`.
-                    self._broker.enqueue(replace(made, message_timestamp=message.message_timestamp))
+                refused = self._enqueue_parts(parts, message.message_timestamp)
                 _log.info("key %s is %s%s", key, record.state, f" ({record.reason})" if record.reason else "")
-                return Acknowledge()
+                if refused is None:
+                    return Acknowledge()
+                _log.error("key %s: %s; its message is buried", key, refused)
+                return Bury(str(refused))
+
+    def _enqueue_parts(self, parts: Sequence[Part], timestamp: int) -> JobTooLarge | None:
+        """Enqueue the emails of a list; why the queue will never have one, while it has all others."""
+        refused = None
+        for part in parts:
+            try:
+                self._enqueue_part(part, timestamp)
+            except JobTooLarge as error:
+                refused = refused or error
+        return refused
+
+    def _enqueue_part(self, part: Part, timestamp: int) -> None:
+        """As old as the job: a redelivery of it must not make its emails look new to `Policy.forgets`."""
+        try:
+            self._broker.enqueue(replace(part_message(part), message_timestamp=timestamp))
+        except JobTooLarge:
+            record = self._kept(part)
+            if record is None:
+                raise
+            if not record.ended:
+                self._broker.enqueue(replace(record_message(record), message_timestamp=timestamp))
+
+    def _kept(self, part: Part) -> Record | None:
+        """The record of a durable list's email, where it holds the email: what names its key is enough, and small."""
+        if not isinstance(part, Ready):
+            return None
+        record = self._ledger.read(part.key)
+        if record is None or conflicts(record, intent_of(part)):
+            return None
+        return record if record.ended or record.resumable else None
 
     def _report_later(self, key: str, record: Record, cause: object) -> None:
         if isinstance(cause, NotSent) and cause.credentials:
