@@ -11,6 +11,7 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 def redact(text: str, limit: int = 300) -> str:
-    """`text` as one line of at most `limit` characters, with every email address masked."""
+    """`text` as one line of at most `limit` characters that UTF-8 can carry, with every email address masked."""
     line = _CONTROLS.sub(" ", _ADDRESS.sub("<address>", text)).strip()
+    line = line.encode("utf-8", "replace").decode()
     return line if len(line) <= limit else line[: limit - 1] + "…"

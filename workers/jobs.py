@@ -177,8 +177,10 @@ def check_arguments(name: str, arguments: object) -> None:
 def _check_json(value: object) -> None:
     """Raise `TypeError` for what the worker would get as something else: a date, bytes, NaN, a number as a name."""
     match value:
-        case None | bool() | int() | str():
+        case None | bool() | int():
             return
+        case str():
+            _check_text(value)
         case float() if math.isfinite(value):
             return
         case list() | tuple():
@@ -188,9 +190,18 @@ def _check_json(value: object) -> None:
             for name, item in value.items():
                 if not isinstance(name, str):
                     raise TypeError(f"{type(name).__name__} as a name")
+                _check_text(name)
                 _check_json(item)
         case _:
             raise TypeError(str(value) if isinstance(value, float) else type(value).__name__)
+
+
+def _check_text(value: str) -> None:
+    """Raise `TypeError` for what no UTF-8 can carry."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise TypeError("text with a lone surrogate") from error
 
 
 def _named(key: str | None, payload: dict[str, Any]) -> tuple[Message[None], str]:

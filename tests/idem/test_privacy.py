@@ -25,6 +25,7 @@ from idem.privacy import redact
         ("jürgen@exämple.de", "<address>"),
         ("two\r\nlines\x00and\u2028more", "two lines and more"),
         ("  room  ", "room"),
+        ("half of a pair \ud83d@example.com \ude00 \U0001f600", "half of a pair <address> ? \U0001f600"),
         ("at @ alone, a@, @b", "at @ alone, a@, @b"),
         ("", ""),
     ],

@@ -393,6 +393,21 @@ class TestJobs:
         assert (job.name, stage.state("k")) == ("job", State.SENT)
         assert "ann@" not in "".join(entry.getMessage() for entry in caplog.records)
 
+    def test_what_it_raises_may_hold_what_no_utf_8_can_carry(self, stage: Stage) -> None:
+        """The argument of a foreign message, in the words of the error: else the record would keep its claim."""
+
+        def job(name: str) -> Email:
+            raise LookupError(f"no such customer: {name}")
+
+        stage.app.job()(job)
+        message = job_message("job", [""], {}, "k")[0]
+        foreign = dataclasses.replace(message, kwargs=message.kwargs | {"args": ["\ud83d"]})
+
+        assert isinstance(stage.perform(foreign), Retry)
+        record = stage.app.ledger.read("k")
+        assert record is not None
+        assert (record.state, record.reason) == (State.RETRY, "job job raised LookupError: no such customer: ?")
+
     def test_a_function_that_says_that_its_job_is_wrong_ends_it(self, stage: Stage) -> None:
         def job() -> Email:
             raise JobError("there is no such order")

@@ -80,8 +80,11 @@ def test_a_job_is_what_it_is_called_with(app: App) -> None:
     assert asyncio.run(welcome.asend(1, key=_HOUR)) == first
     assert welcome.send(2, key=_HOUR) != first
     assert welcome.send(1, name="Ann", key=_HOUR) != first
-    with pytest.raises(JobError, match="must be JSON values"):
-        welcome.send(1, name=b"Ann", key=_HOUR)
+    for name in (b"Ann", "\ud83d"):
+        with pytest.raises(JobError, match="must be JSON values"):
+            welcome.send(1, name=name, key=_HOUR)
+        with pytest.raises(JobError, match="must be JSON values"):
+            welcome.send(1, name=name, durable=True)
 
 
 def test_a_list_is_one_bulk(app: App) -> None:

@@ -101,6 +101,8 @@ class TestArguments:
             ({1: "a"}, "int as a name"),
             ([[{"deep": {None: 1}}]], "NoneType as a name"),
             (make_email(), "Email"),
+            ("half of \ud83d", "text with a lone surrogate"),
+            ({"\ud83d": 1}, "text with a lone surrogate"),
         ],
     )
     def test_what_the_worker_would_get_as_something_else_is_refused(self, value: Any, named: str) -> None:

@@ -110,7 +110,7 @@ class Settling:
 
     def bury(self, delivery: Delivery, reason: str) -> None:
         """It becomes a dead letter, with the reason; first that, then it is deleted."""
-        said = redact(reason).encode("utf-8", "replace").decode() or "no reason was given"
+        said = redact(reason) or "no reason was given"
         try:
             self._dead.send(delivery.again(reason=said, tries=delivery.tries))
         except BrokerError as error:
