@@ -20,12 +20,12 @@ from idem.bulk import Ready, cut
 from idem.clock import SystemClock
 from idem.content import ByContent, Contents, Named, digest_of_call, digest_of_email, digest_of_emails
 from idem.email import Email
-from idem.errors import BrokerUnavailable, InvalidKey, JobError, ScheduleError
+from idem.errors import BrokerUnavailable, InvalidKey, JobError, JobTooLarge, ScheduleError
 from idem.events import EventNotes
 from idem.gate import Gate
 from idem.keys import check_key, take_explicit
 from idem.ledger import Ledger
-from idem.protocol import Conflict, InDoubt, State
+from idem.protocol import Conflict, InDoubt, Record, State
 from idem.reconcile import Reconciler
 from idem.send import Point
 from idem.suppression import Suppression
@@ -484,9 +484,18 @@ class App:
         if asked.ended:
             return
         try:
-            self.broker.enqueue(message, delay=timing.delay_ms)
+            self._enqueue_asked(message, asked, timing.delay_ms)
         except BrokerUnavailable as error:
             _log.warning("key %s is in the ledger, and is enqueued from there later: %s", asked.key, error)
+
+    def _enqueue_asked(self, message: Message[None], record: Record, delay: int | None) -> None:
+        """Enqueue a message of a durable job; one too large for the broker gives way to what names its key."""
+        try:
+            self.broker.enqueue(message, delay=delay)
+        except JobTooLarge:
+            if not record.resumable:
+                raise
+            self.broker.enqueue(record_message(record), delay=delay)
 
     def _ask_all(self, messages: Sequence[Message[None]], timing: Timing, *, durable: bool | None) -> None:
         """Several at once where nothing has to be done for each."""

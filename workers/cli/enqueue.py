@@ -16,7 +16,7 @@ import msgspec
 from dramatiq import Message
 
 from idem.email import Email
-from idem.errors import EmailError, InputError, InvalidKey, JobTooLarge
+from idem.errors import BodyTooLarge, EmailError, InputError, InvalidKey, JobTooLarge
 from idem.keys import check_key, take_explicit
 from idem.protocol import Intent, conflicts
 from workers.app import App
@@ -172,7 +172,7 @@ def _enqueue_line(batch: _Batch, line: Line, naming: _Naming) -> None:
             report.enqueued += 1
             return
         message, _ = app.message(email, key=key)
-    except (EmailError, InvalidKey) as error:
+    except (EmailError, InvalidKey, BodyTooLarge, JobTooLarge) as error:
         _refuse(report, source.name, line.number, str(error))
     else:
         batch.add(line.number, message)

@@ -21,6 +21,7 @@ from dramatiq import Message
 from dramatiq.errors import DecodeError
 
 from idem.errors import (
+    BodyTooLarge,
     BrokerError,
     EmailError,
     IdemError,
@@ -43,7 +44,7 @@ _log = logging.getLogger("idem.worker")
 #: What a message is met with that can be read, but not written again.
 _UNREADABLE = (ValueError, TypeError, RecursionError)
 #: What is wrong with the row itself, and would be no better the next time.
-_ITS_OWN = (JobTooLarge, JobError, EmailError, InvalidKey, *_UNREADABLE)
+_ITS_OWN = (JobTooLarge, BodyTooLarge, JobError, EmailError, InvalidKey, *_UNREADABLE)
 _CANNOT_BE_READ = "it holds no message that can be read"
 #: How long a wait may be before a signal is noticed.
 _LOOK_SECONDS = 0.1

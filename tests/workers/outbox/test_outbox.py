@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from idem.bulk import Ready
 from idem.email import Email
 from idem.errors import (
+    BodyTooLarge,
     BrokerError,
     BrokerUnavailable,
     EmailError,
@@ -385,6 +386,15 @@ class TestRefused:
         assert not stage.database.drop_aside(second)
         assert stage.drain(relay) == ["k1", "k3", "k5", "k2"]
         assert stage.database.list_aside() == []
+
+    def test_so_is_what_the_ledger_cannot_hold(self, stage: Stage) -> None:
+        stage.queue.refuses = {"k2": BodyTooLarge("too large without a bucket")}
+        stage.commit("k1", "k2", "k3")
+
+        assert stage.drain(stage.relay(together=False)) == ["k1", "k3"]
+        assert [(letter.key, letter.reason) for letter in stage.database.list_aside()] == [
+            ("k2", "too large without a bucket")
+        ]
 
     def test_what_is_no_message_is_set_aside(self, stage: Stage) -> None:
         nothings = [b"", b"\xff\xfe", b"[]", b'{"kwargs": 1}', b"null", b"[" * 100_000, b'{"a": "\\ud800"}']

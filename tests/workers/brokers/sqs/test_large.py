@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from idem import Email, State
+from idem.errors import JobTooLarge
 from tests import services
 from tests.workers.brokers.sqs.parts import Proxy, Side, refusal
-from tests.workers.parts import make_email
+from tests.workers.parts import RunIdem, Sandbox, make_email
 from workers import App, Settings
 from workers.actors import Performer
 from workers.brokers.base import Acknowledge, Bury, Retry
-from workers.jobs import job_message
+from workers.jobs import email_message, job_message
 
 #: A thread's connection to the provider is closed when the thread's memory is freed, of which Python warns.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-_LARGE = "x" * 1_100_000
+#: Half of it is left when it is compressed.
+_LARGE = random.Random(0).randbytes(550_000).hex()
 
 
 @pytest.fixture
@@ -81,3 +85,45 @@ class TestLists:
 
         assert isinstance(self._run(app, performer), Retry)
         assert faulty.counts() == (0, 0, 0, 0)
+
+
+class TestDurable:
+    def test_it_goes_by_its_key_and_no_error_has_the_caller_send_it_twice(self, app: App, faulty: Side) -> None:
+        app.enqueue(make_email(text=_LARGE), key="k", durable=True)
+
+        message = faulty.take()
+        assert message.kwargs == {"key": "k", "resume": True}
+        faulty.end(message, Acknowledge())
+
+    def test_it_is_as_late_as_was_asked(self, app: App, faulty: Side) -> None:
+        app.enqueue(make_email(text=_LARGE), key="k", delay=600, durable=True)
+
+        assert faulty.counts() == (0, 1, 0, 0)
+
+    def test_one_that_the_ledger_does_not_hold_is_refused(
+        self, app: App, faulty: Side, performer: Performer, sandbox: Sandbox
+    ) -> None:
+        """A message that is not durable had it: another one with the key alone would find nothing to send."""
+        sandbox.order("429", times=1)
+        message, _ = email_message(make_email(text=_LARGE), "k")
+        assert isinstance(performer.perform(message, message.kwargs), Retry)
+
+        with pytest.raises(JobTooLarge):
+            app.enqueue(make_email(text=_LARGE), key="k", durable=True)
+        assert faulty.counts() == (0, 0, 0, 0)
+
+    def test_a_line_that_the_ledger_cannot_hold_is_a_bad_line(
+        self, side: Side, call_idem: RunIdem, tmp_path: Path
+    ) -> None:
+        emails = (make_email(number, text=_LARGE if number == 1 else "x") for number in range(3))
+        file = tmp_path / "mails.jsonl"
+        file.write_text("".join(json.dumps(email.as_dict()) + "\n" for email in emails))
+        ledger = f"dynamodb://{services.REGION}/{services.table(side.endpoint)}"
+        env = {"IDEM_BROKER_URL": str(side.names), "IDEM_LEDGER_URL": ledger}
+
+        ran = call_idem("enqueue", file, "--durable", env=services.aws_environ(side.endpoint) | env)
+
+        assert (ran.status, ran.out) == (1, "enqueued 2, refused 1\n")
+        assert "mails.jsonl line 2: " in ran.problem
+        assert "configure a bucket" in ran.problem
+        assert side.counts() == (2, 0, 0, 0)
