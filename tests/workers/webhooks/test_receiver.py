@@ -306,6 +306,12 @@ def test_end_to_end(served: httpx.Client, run_idem: RunIdem, sandbox: Sandbox) -
     assert shown["state"] == "sent"
 
 
+def test_by_default_a_body_may_be_as_large_as_the_largest_of_sendgrid(served: httpx.Client) -> None:
+    large = post("stripe", at=int(time.time()), to="1@example.com", filler="x" * 768 * 1024)
+
+    assert served.post("/stripe", content=large.body, headers=dict(large.headers)).status_code == 200
+
+
 def test_nothing_is_answered_2xx_that_is_not_in_the_queue(
     own_valkey: Valkey, tmp_path: Path, start_idem: StartIdem, run_idem: RunIdem, sandbox: Sandbox
 ) -> None:
