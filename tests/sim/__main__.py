@@ -13,12 +13,14 @@ import logging
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
+from idem.protocol import State
 from tests.sim.faults import Faults, Plan
 from tests.sim.provider import Offer
 from tests.sim.scenarios import Verdict, interleavings, of_seed, pairs, run, shrink, singles, small, wide
@@ -30,6 +32,8 @@ _HELD_UP = 2
 _SHOWN = 3
 #: After how many jobs a long run says how far it is.
 _SHOWN_EVERY = 50_000
+#: What an email ends as, if not in doubt.
+_ENDS = (State.SENT, State.REJECTED, State.DROPPED, State.SPLIT)
 
 
 @dataclass(slots=True)
@@ -40,7 +44,7 @@ class Sum:
     jobs: int = 0
     emails: int = 0
     accepted: int = 0
-    in_doubt: int = 0
+    ends: Counter[State] = field(default_factory=Counter)
     doubted: int = 0
     faults: int = 0
     problems: int = 0
@@ -53,7 +57,7 @@ class Sum:
         if verdict.tally is not None:
             self.emails += verdict.tally.emails
             self.accepted += verdict.tally.accepted
-            self.in_doubt += verdict.tally.in_doubt
+            self.ends.update(verdict.tally.ends)
             self.doubted += verdict.tally.doubted
             self.faults += verdict.tally.faults
 
@@ -61,13 +65,19 @@ class Sum:
         for each in fields(self):
             setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
+    def _ends(self) -> str:
+        """What has become of the emails, those in doubt apart: all together, it is as many as there are."""
+        shown = dict.fromkeys((*_ENDS, *(state for state in self.ends if state is not State.IN_DOUBT)))
+        words = {State.SPLIT: "without an email"}
+        return ", ".join(f"{self.ends[state]:,} {words.get(state, state.value)}" for state in shown)
+
     def report(self, seconds: float) -> str:
         """The figures, and what no event in so many says: at most 3/N, at 95 %, under this mix of faults."""
         jobs = max(1, self.jobs)
         return (
             f"{self.runs:,} runs, {self.jobs:,} jobs, {self.emails:,} emails, {self.accepted:,} accepted, "
             f"{self.faults / jobs:.1f} faults a job; {self.problems} violations; "
-            f"in doubt {self.in_doubt:,}, by the oracle {self.doubted:,}; "
+            f"{self._ends()}, in doubt {self.ends[State.IN_DOUBT]:,}, by the oracle {self.doubted:,}; "
             f"{jobs / self.cpu_seconds:,.0f} jobs a CPU second, {seconds:,.0f} s in all"
             + (f"; 0 in {jobs:,}: at most {3 / jobs:.1e} a job at 95 %" if not self.problems else "")
         )

@@ -22,7 +22,7 @@ from idem import clock as idem_clock
 from idem import ledger, policy, protocol, reconcile, send
 from idem.email import Email
 from idem.outcome import Accepted, Outcome, Unknown
-from idem.protocol import CLAIM, SETTLE, Doubt, Move, Record, Standing, State, Verdict
+from idem.protocol import CLAIM, SETTLE, Doubt, Move, Record, Resolution, Standing, State, Verdict
 from idem.providers.base import Contract, Meaning, Row
 from idem.stores import memory
 from tests.sim import world
@@ -166,6 +166,7 @@ def _drop_unknown(_self: actors.Performer, _message: Any, _name: str) -> Disposi
 
 
 _SETTLE = ledger.Ledger.settle
+_SETTLE_RECORD = protocol.settle
 _CALL = send.Sender._call
 _DISPOSE = actors.Performer._dispose
 _PERFORMER = actors.Performer.perform
@@ -211,6 +212,23 @@ def _always(*_: Any) -> bool:
 
 def _never(*_: Any, **__: Any) -> bool:
     return False
+
+
+def _expire(move: Move, *_: Any) -> Move:
+    return Move.EXPIRE if move is Move.BEGIN else move
+
+
+def _resend_all(self: reconcile.Reconciler, record: Record, _provider: Any) -> Sequence[reconcile.Step]:
+    resent = self._reopen(record, Resolution.RESEND, "as its job chose", reconcile.Step.RESENT)
+    return [resent] if resent else []
+
+
+def _settle_waived(record: Record, outcome: Outcome, *, now: float, **rest: Any) -> Record:
+    """Whoever takes it twice takes it any number of times."""
+    settled = _SETTLE_RECORD(record, outcome, now=now, **rest)
+    if isinstance(outcome, Unknown) and protocol._is_waived(record):
+        return replace(settled, state=State.RETRY, ready_at=now, unsure_since=None)
+    return settled
 
 
 #: Of each, everything that has to be replaced for it.
@@ -264,6 +282,10 @@ MUTANTS: Mapping[str, Callable[[], Sequence[Patch]]] = {
     "a slot has another key each time": lambda: [_swap(Schedule, "key", _key_by_run)],
     "nobody sweeps": lambda: [_swap(memory.MemoryStore, "asked", _none)],
     "nobody hears": lambda: [_swap(reconcile.Reconciler, "_hear", _never)],
+    "what was not sent is dropped": lambda: [_row(SETTLE, (Verdict.NOT_SENT, Doubt.NONE), State.DROPPED)],
+    "it is always too late": lambda: [_swap(protocol, "_begin_in_time", _expire)],
+    "what is held in doubt is sent again": lambda: [_swap(reconcile.Reconciler, "_choose", _resend_all)],
+    "one who was sent again is sent for ever": lambda: [_swap(protocol, "settle", _settle_waived)],
     "what a job built is not kept": lambda: [_swap(protocol, "freeze", _unfrozen)],
 }
 

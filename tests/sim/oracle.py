@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from idem.keys import range_key
-from idem.outcome import Unknown
+from idem.outcome import Rejected, Unknown
 from idem.protocol import ACCEPTANCE, InDoubt, Record, Resolution, State
 from tests.sim.provider import INVALID, Offer
 from tests.sim.world import Call, Job, World
@@ -15,12 +15,15 @@ from tests.sim.world import Call, Job, World
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What a run came to; `doubted` is how many in doubt the oracle counts, `accepted_in_doubt` those of them sent."""
+    """What a run came to: `ends` says of the emails how many are in each state, all of them together `emails`.
+
+    `doubted` is how many are in doubt by the oracle, `accepted_in_doubt` how many of those in doubt were accepted.
+    """
 
     jobs: int
     emails: int
     accepted: int
-    in_doubt: int
+    ends: Mapping[State, int]
     doubted: int
     accepted_in_doubt: int
     faults: int
@@ -65,26 +68,51 @@ def _of_email(world: World, job: Job, key: str, record: Record | None, accepted:
     if record is None or not record.ended:
         yield f"L0 {key}: {'absent' if record is None else record.state}"
         return
-    twice_is_wanted = any(item.kind == Resolution.RESEND.value for item in record.evidence)
-    if accepted > 1 and not twice_is_wanted:
-        yield f"D0 {key}: accepted {accepted} times"
-    if record.state is State.SENT and not accepted:
-        yield f"L0 {key}: sent, and never accepted"
-    given_up = record.state is State.DROPPED and (job.choice is InDoubt.DROP or twice_is_wanted)
-    if record.state in {State.REJECTED, State.DROPPED} and accepted and not given_up:
-        yield f"L0 {key}: {record.state}, and accepted"
-    if record.state is State.REJECTED and not (job.invalid or _may_give_up(world, record)):
-        yield f"L0 {key}: rejected, as {record.reason}"
-    if job.emails == 0 and record.state is not State.SPLIT:
-        yield f"L0 {key}: a job without an email is {record.state}"
+    resent = _resent(record)
+    if accepted > 1 + resent:
+        yield f"D0 {key}: accepted {accepted} times{f', sent again {resent} times' if resent else ''}"
+    if resent and job.choice is not InDoubt.RESEND:
+        yield f"Q {key}: sent again, although its job did not choose that it may arrive twice"
+    if (job.emails == 0) is not (record.state is State.SPLIT):
+        yield f"L0 {key}: a job with {'an' if job.emails != 0 else 'no'} email is {record.state}"
+    yield from _of_end(world, job, key, record, accepted)
     noted = record.state is State.SENT or any(item.kind == ACCEPTANCE for item in record.evidence)
     if record.key in world.known and not noted:
         yield f"E {key}: {record.state}, although a worker heard that it was accepted"
 
 
+def _of_end(world: World, job: Job, key: str, record: Record, accepted: int) -> Iterator[str]:
+    """What an email may end as, and with which cause; what is in doubt is judged by `_of_doubt`."""
+    match record.state:
+        case State.SENT:
+            if not accepted:
+                yield f"L0 {key}: sent, and never accepted"
+        case State.REJECTED:
+            if accepted:
+                yield f"L0 {key}: rejected, and accepted"
+            if not _may_give_up(world, record):
+                yield f"L0 {key}: rejected, as {record.reason}"
+        case State.DROPPED:
+            # Sent again although it may arrive twice, and refused that time: it is not known to be rejected.
+            resent = job.choice is InDoubt.RESEND and _resent(record) > 0 and _may_give_up(world, record)
+            if not resent and job.choice is not InDoubt.DROP:
+                yield f"L0 {key}: dropped, as {record.reason}"
+            if job.choice is InDoubt.DROP and not any(map(_is_open, world.attempts[record.key])):
+                yield f"L0 {key}: dropped, and nothing about it was in doubt"
+        case State.IN_DOUBT | State.SPLIT:
+            return
+        case end:
+            yield f"L0 {key}: {end}, which nobody asked for"
+
+
+def _resent(record: Record) -> int:
+    """How often it was sent again although it may arrive twice."""
+    return sum(item.kind == Resolution.RESEND.value for item in record.evidence)
+
+
 def _may_give_up(world: World, record: Record) -> bool:
-    """A refusal at the gate is final where nothing is in doubt; so is having tried for long enough."""
-    refused = record.reason is not None and "403" in record.reason
+    """Whether one of its attempts was refused; or it was tried for long enough."""
+    refused = any(isinstance(call.outcome, Rejected) for call in world.attempts[record.key])
     begun = record.opened_at if record.opened_at is not None else record.created_at
     return refused or record.updated_at - begun >= world.policy.give_up_seconds
 
@@ -123,18 +151,19 @@ def _is_open(call: Call) -> bool:
 
 
 def tally(world: World) -> Tally:
-    """The figures of a run."""
-    records = {record.key: record for record in world.table.records()}
-    in_doubt = {key for key, record in records.items() if record.state is State.IN_DOUBT}
-    settled = {key for key, record in records.items() if record.state in {State.SENT, State.DROPPED, State.REJECTED}}
-    accepted = {acceptance.subject for acceptance in world.side.log}
-    sent = {name for name, key in world.keys.items() if key in in_doubt and name in accepted}
+    """The figures of a run; a request for several emails that is in doubt counts for each of them."""
+    jobs = {job.name: job for job in world.scenario.jobs}
+    found = {name: _record_of(world, jobs[name.partition("/")[0]], key) for name, key in world.keys.items()}
+    records = {name: record for name, record in found.items() if record is not None}
+    in_doubt = {name for name, record in records.items() if record.state is State.IN_DOUBT}
+    settled = {State.SENT, State.DROPPED, State.REJECTED}
+    doubted = doubted_keys(world)
     return Tally(
         jobs=len(world.scenario.jobs),
         emails=len(world.keys),
         accepted=len(world.side.log),
-        in_doubt=len(in_doubt),
-        doubted=len(doubted_keys(world) - settled),
-        accepted_in_doubt=len(sent),
+        ends=Counter(record.state for record in records.values()),
+        doubted=sum(record.key in doubted and record.state not in settled for record in records.values()),
+        accepted_in_doubt=len(in_doubt & {acceptance.subject for acceptance in world.side.log}),
         faults=len(world.faults.done),
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from idem.policy import Policy
+from idem.protocol import State
 from idem.providers.base import BatchKeys
 from tests.fakes import START
 from tests.sim.faults import TRANSITIONS, Fault, Faults, Kind, Plan, Spot
@@ -83,7 +84,8 @@ def test_random_runs(part: int) -> None:
         found = run(scenario, chance)
         assert found.problem is None, f"{found.problem}: python -m tests.sim --seed {seed} --jobs {JOBS}"
         assert found.tally is not None
-        assert found.tally.in_doubt <= found.tally.doubted
+        assert sum(found.tally.ends.values()) == found.tally.emails
+        assert found.tally.ends[State.IN_DOUBT] == found.tally.doubted
         faults += found.tally.faults
         jobs += found.tally.jobs
     assert faults > 2.5 * jobs

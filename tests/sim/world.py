@@ -8,7 +8,7 @@ what `tests.sim.faults` has for it.
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -744,6 +744,8 @@ class World:
         self.table = Table(self._applied)
         self.queue = Queue(self)
         self.calls: dict[tuple[str, int], Call] = {}
+        #: The same by key, in order.
+        self.attempts: defaultdict[str, list[Call]] = defaultdict(list)
         self.known: set[str] = set()
         #: Schedules that a scheduler has joined.
         self.begun: set[str] = set()
@@ -938,7 +940,10 @@ class World:
         if old is not None and old.state in _FINAL and new.state is not old.state:
             raise Violation(f"L0 {new.key}: {old.state} became {new.state}")
         if new.state is State.SENDING:
-            self.calls.setdefault(attempt_of(new), Call(new.key, new.claim_id))
+            name = attempt_of(new)
+            if name not in self.calls:
+                call = self.calls[name] = Call(new.key, new.claim_id)
+                self.attempts[new.key].append(call)
         elif old is not None and old.state is State.SENDING and new.claim_id == old.claim_id:
             self.calls[attempt_of(old)].recorded = True
 
