@@ -53,6 +53,22 @@ local function drop_passed_counters()
     end
 end
 
+-- What expired records have left on a list: of its oldest two entries, at each one that is added, so that there are never
+-- many. The age is by a client's clock, and those records may have had another retention, so that they are looked at too.
+-- They have the same tag. While their slot moves, they may be on the other node: that is an error, and the entry stays.
+local function drop_left_behind()
+    local prefix, oldest = string.sub(KEYS[1], 1, -#key - 1), redis.call("zrange", KEYS[4], 0, 1, "withscores")
+    for index = 1, #oldest, 2 do
+        local other, changed_at = oldest[index], oldest[index + 1]
+        if changed_at * 1000 + retention < now_ms() then
+            local found = redis.pcall("hmget", prefix .. other, "state")
+            if not found.err and found[1] ~= state then
+                redis.call("zrem", KEYS[4], other)
+            end
+        end
+    end
+end
+
 local expires_at = retention and expiry()
 local counter = expires_at and state .. ":" .. expires_at or state
 
@@ -84,5 +100,8 @@ if expires_at then
 end
 if not absent and old_state ~= state then
     redis.call("zrem", KEYS[3], key)
+end
+if listed and expires_at then
+    drop_left_behind()
 end
 return nil

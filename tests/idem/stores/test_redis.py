@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import multiprocessing
 import random
 import re
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -519,6 +521,61 @@ def test_passed_counters_are_cleared_away(server: Server) -> None:
         time.sleep(0.3)
         write(store, make_record(state=State.SENT))
         assert client.hlen(name_of(client, "counts")) == 1
+
+
+def _neighbours(number: int) -> list[str]:
+    """Keys whose records are on the same lists."""
+    keys = (f"k{each}" for each in itertools.count())
+    return list(islice((key for key in keys if module._shard(key) == module._shard("k0")), number))
+
+
+def test_what_expired_records_left_on_a_list_goes_without_being_listed(server: Server) -> None:
+    """Else a list that nobody asks for, as that of what was rejected, would grow for as long as the ledger lives."""
+    keys, long_ago = _neighbours(12), time.time() - 3_600.0
+    with contextlib.closing(server.store(retention_seconds=0.2)) as store, server.client() as client:
+        for key in keys[:6]:
+            write(store, make_record(key, state=State.REJECTED, updated_at=long_ago))
+        wait_for(lambda: not client.keys("*:record:*"))
+        for key in keys[6:]:
+            write(store, make_record(key, state=State.REJECTED, updated_at=time.time() + 60.0))
+        assert client.zcard(name_of(client, "in:rejected")) == 6, "those six"
+
+
+def test_an_old_entry_whose_record_is_kept_stays_on_its_list(server: Server) -> None:
+    """It was written with a longer retention, or by a worker whose clock was wrong."""
+    kept, *others = _neighbours(4)
+    with contextlib.closing(server.store(retention_seconds=None)) as store:
+        write(store, make_record(kept, state=State.REJECTED, updated_at=1.0))
+    with contextlib.closing(server.store(retention_seconds=0.2)) as store:
+        for key in others:
+            write(store, make_record(key, state=State.REJECTED, updated_at=time.time()))
+        assert kept in {record.key for record in store.list(State.REJECTED, 10)}
+
+
+def test_an_entry_stays_while_its_record_may_be_on_another_node(cluster: Cluster) -> None:
+    """A slot moves key by key: what is missing here has gone only when the slot has come to rest."""
+    gone, moving, after = _neighbours(3)
+    with contextlib.closing(cluster.store("slot")) as store, contextlib.ExitStack() as stack:
+        slot = key_slot(store._name(module._shard(gone), "counts").encode())
+        owner = next(server for server in cluster.servers if _owns(server, slot))
+        other = next(server for server in cluster.servers if server is not owner)
+        here, there = stack.enter_context(owner.client()), stack.enter_context(other.client())
+        write(store, make_record(gone, state=State.REJECTED, updated_at=1.0))
+        first = write(store, make_record(moving))
+        write(store, make_record(after))
+        here.delete(store._name(module._shard(gone), "record", gone))
+        entries = store._name(module._shard(gone), "in", State.REJECTED)
+        here.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ask(there, "CLUSTER", "MYID"))
+        assert store.swap(first, advance(first, State.REJECTED)) is None
+        assert set(here.zrange(entries, 0, -1)) == {gone.encode(), moving.encode()}
+        here.execute_command("CLUSTER", "SETSLOT", slot, "STABLE")
+        assert store.swap(make_record(after), advance(make_record(after), State.REJECTED)) is None
+        assert set(here.zrange(entries, 0, -1)) == {moving.encode(), after.encode()}
+
+
+def _owns(server: Server, slot: int) -> bool:
+    with server.client() as client:
+        return _has(client, ask(client, "CLUSTER", "MYID"), slot)
 
 
 def test_an_entry_without_its_record_is_dropped_when_it_is_listed(server: Server, store: RedisStore) -> None:
