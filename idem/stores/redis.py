@@ -5,7 +5,7 @@ round trip, whatever it comes to. The keys of a namespace are spread over `_SHAR
 lists it is on and the counts are in one slot, and change in one step on a cluster too.
 
 What was answered is as durable as the server makes it: `RedisStore.durability` says how durable that is, and refuses a
-server that forgets. It needs Valkey, or a Redis from 5 on; before Redis 7, a server cannot say beforehand which command
+server that forgets. It needs Valkey, or a Redis from 6 on; before Redis 7, a server cannot say beforehand which command
 it does not permit, and `check` finds that out only where it uses one.
 """
 
@@ -50,6 +50,9 @@ _SHARDS = 256
 _STEPS = 90
 _SOCKET_SECONDS = 10.0
 _ONE_NODE = "is one node of a cluster: write redis+cluster:// (or rediss+cluster://)"
+#: Newer versions of redis-py begin with HELLO, which older servers do not know.
+_OLDEST_REDIS = 6
+_OLD = f"is a Redis before {_OLDEST_REDIS}: upgrade it, or name another one in IDEM_LEDGER_URL"
 _FORBIDDEN = "does not permit a command: permit it on the keys idem-ledger:* (ACL SETUSER)"
 #: Records read in one round trip; each may have a frozen body.
 _BATCH = 100
@@ -405,6 +408,7 @@ class _Server:
 def _inspect(server: redis.Redis, key: str) -> _Server:
     """Look at one server; `LedgerUnusable` when no record may be kept there."""
     info: dict[str, Any] = server.info()
+    _check_version(info)
     policy = info["maxmemory_policy"]
     if info["maxmemory"] and policy != "noeviction":
         raise LedgerUnusable(
@@ -416,6 +420,14 @@ def _inspect(server: redis.Redis, key: str) -> _Server:
         raise LedgerUnusable(f"the Redis ledger {_FORBIDDEN} ({forbidden.decode()})")
     sync = _sync(server) if info["aof_enabled"] else Sync.NONE
     return _Server(sync, bool(info.get("cluster_enabled")), info["role"] == "master", info["connected_slaves"])
+
+
+def _check_version(info: Mapping[str, Any]) -> None:
+    """Refuse a server that says it is too old; Valkey names the Redis that it can stand in for."""
+    version = str(info.get("redis_version"))
+    major = version.partition(".")[0]
+    if major.isdecimal() and int(major) < _OLDEST_REDIS:
+        raise LedgerUnusable(f"the Redis ledger {_OLD} ({version})")
 
 
 def _sync(server: redis.Redis) -> Sync:
@@ -432,6 +444,7 @@ _MEANINGS: Final[Sequence[tuple[type[Exception] | str, type[LedgerError], str]]]
     (NoPermissionError, LedgerUnusable, _FORBIDDEN),
     ("ACL failure", LedgerUnusable, _FORBIDDEN),
     (AskError, LedgerUnusable, _ONE_NODE),
+    ("unknown command `HELLO`", LedgerUnusable, _OLD),
     ("WRONGTYPE", LedgerUnusable, "is not alone: another program writes to idem-ledger:*"),
     (redis.ReadOnlyError, LedgerUnavailable, "is a read-only replica: name the primary, or wait for the failover"),
     (redis.OutOfMemoryError, LedgerUnavailable, "is out of memory: raise its maxmemory"),

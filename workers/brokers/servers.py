@@ -4,7 +4,7 @@
     redis+sentinel://host,host:port/SERVICE/db  the primary that those sentinels agree on; rediss+sentinel:// by TLS
     redis+cluster://host:port                   a cluster, found by one of its nodes; rediss+cluster:// by TLS
 
-It needs Valkey, or a Redis from 5 on. No client repeats a command by itself: a fetch whose answer was lost, repeated,
+It needs Valkey, or a Redis from 6 on. No client repeats a command by itself: a fetch whose answer was lost, repeated,
 would strand what the first one took.
 """
 
@@ -181,6 +181,10 @@ _UNTRUSTED: Final = (
 _LOCKED: Final = "wants a password: write redis://user:<password>@host:port/db in IDEM_BROKER_URL"
 _PERMIT: Final = "permit it, and the keys {idem:*, to the user of IDEM_BROKER_URL (README, 'The queue')"
 
+#: Older ones wait for whole seconds only (BLPOP), and do not know HELLO, which newer versions of redis-py begin with.
+_OLDEST_REDIS: Final = 6
+_OLD: Final = f"is a Redis before {_OLDEST_REDIS}: upgrade it, or name another one in IDEM_BROKER_URL"
+
 #: What a server means, by words of its answer or by redis-py's name for it, which drops the answer's first word.
 _MEANINGS: Final[Sequence[tuple[str, type[BrokerError], str]]] = [
     ("Authentication required", BrokerError, _LOCKED),
@@ -190,6 +194,7 @@ _MEANINGS: Final[Sequence[tuple[str, type[BrokerError], str]]] = [
     ("ACL failure", BrokerError, f"does not permit a command or a key: {_PERMIT}"),
     ("MovedError", BrokerError, "is one node of a cluster: write redis+cluster://host:port in IDEM_BROKER_URL"),
     ("Cluster mode is not enabled", BrokerError, "is no cluster: write redis://host:port/db in IDEM_BROKER_URL"),
+    ("unknown command `HELLO`", BrokerError, _OLD),
     ("WRONGTYPE", BrokerError, "is not alone: another program writes to the keys {idem:*"),
     ("ReadOnlyError", BrokerUnavailable, "is a read-only replica: name the primary, or wait for the failover"),
     ("is now a slave", BrokerUnavailable, "has become a replica: the next attempt looks for the new primary"),
@@ -301,6 +306,7 @@ def durability(servers: Sequence[redis.Redis]) -> Durability:
 
 def _inspect(server: redis.Redis) -> tuple[Durability, bool]:
     info: dict[str, Any] = server.info()
+    _check_version(info)
     if info.get("maxmemory") and info.get("maxmemory_policy") != "noeviction":
         raise BrokerError(
             f"the broker may evict jobs (maxmemory-policy {info['maxmemory_policy']}): "
@@ -316,6 +322,14 @@ def _inspect(server: redis.Redis) -> tuple[Durability, bool]:
         int(_setting(server, "min-replicas-max-lag", "10")),
     )
     return known, info.get("role") == "master"
+
+
+def _check_version(info: Mapping[str, Any]) -> None:
+    """Refuse a server that says it is too old; Valkey names the Redis that it can stand in for."""
+    version = str(info.get("redis_version"))
+    major = version.partition(".")[0]
+    if major.isdecimal() and int(major) < _OLDEST_REDIS:
+        raise BrokerError(f"the broker {_OLD} ({version})")
 
 
 def _setting(server: redis.Redis, name: str, default: str) -> str:

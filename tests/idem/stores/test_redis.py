@@ -738,6 +738,33 @@ def test_a_server_that_may_evict_is_refused(start: StartServer, policy: str) -> 
     assert server.store().durability().sync is Sync.ALWAYS
 
 
+# No such server is to be had for a test: what they say of themselves is in their INFO, which redis-py reads as it can.
+
+
+@pytest.mark.parametrize("version", ["5.0.14", "4.0.9", 5.0, 5])
+def test_a_redis_that_is_too_old_is_refused(version: object) -> None:
+    with pytest.raises(LedgerUnusable, match="is a Redis before 6: upgrade it, or name another one") as caught:
+        module._check_version({"redis_version": version})
+    assert f"({version})" in str(caught.value)
+
+
+@pytest.mark.parametrize("info", [{"redis_version": "6.0.0"}, {"redis_version": 7.2}, {"redis_version": "12.0.1"}, {}])
+def test_a_redis_that_is_new_enough_or_does_not_say_is_taken(info: dict[str, object]) -> None:
+    module._check_version(info)
+
+
+def test_every_check_looks_at_the_version(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_OLDEST_REDIS", 99)
+    assert "is a Redis before" in refusal(server.store())
+
+
+def test_a_redis_that_is_too_old_to_be_greeted_is_named() -> None:
+    """Newer clients begin with HELLO, which such a server does not know: it never comes to be asked for its version."""
+    said = module._translate(redis.ResponseError("unknown command `HELLO`, with args beginning with: `3`, "))
+    assert isinstance(said, LedgerUnusable)
+    assert "is a Redis before 6: upgrade it" in str(said)
+
+
 @pytest.mark.parametrize(
     ("options", "sync", "says"),
     [

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from dramatiq.broker import MessageProxy
 from dramatiq.errors import ConnectionClosed
 
@@ -21,9 +22,10 @@ from idem.privacy import redact
 from tests.ports import free_port
 from tests.valkey import DURABLE, Cluster, Sentinels, Server, ask, wait_for
 from tests.workers.parts import Sandbox, StartIdem, make_email
+from workers.brokers import servers
 from workers.brokers.base import Acknowledge, Backlog, Bury, Retry, dispose
 from workers.brokers.redis import RedisBroker
-from workers.brokers.servers import connect
+from workers.brokers.servers import connect, translate
 from workers.jobs import QUEUE, email_message
 
 _README = Path(__file__).parent.parent.parent.parent / "README.md"
@@ -327,6 +329,37 @@ class TestAnswers:
         assert len(said) == 2
         with pytest.raises(BrokerError, match="is no cluster: write redis://host:port/db"):
             _enqueue(open_broker(start().url.replace("redis://", "redis+cluster://").removesuffix("/0")))
+
+
+# No such server is to be had for a test: what they say of themselves is in their INFO, which redis-py reads as it can.
+
+
+@pytest.mark.parametrize("version", ["5.0.14", "4.0.9", 5.0, 5])
+def test_a_redis_that_is_too_old_is_refused(version: object) -> None:
+    with pytest.raises(BrokerError, match="is a Redis before 6: upgrade it, or name another one") as caught:
+        servers._check_version({"redis_version": version})
+    assert f"({version})" in str(caught.value)
+
+
+@pytest.mark.parametrize("info", [{"redis_version": "6.0.0"}, {"redis_version": 7.2}, {"redis_version": "12.0.1"}, {}])
+def test_a_redis_that_is_new_enough_or_does_not_say_is_taken(info: dict[str, object]) -> None:
+    servers._check_version(info)
+
+
+def test_every_check_looks_at_the_version(
+    start: StartServer, open_broker: OpenBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "_OLDEST_REDIS", 99)
+
+    with pytest.raises(BrokerError, match="is a Redis before"):
+        open_broker(start(*DURABLE).url).check()
+
+
+def test_a_redis_that_is_too_old_to_be_greeted_is_named() -> None:
+    """Newer clients begin with HELLO, which such a server does not know: it never comes to be asked for its version."""
+    said = redis.ResponseError("unknown command `HELLO`, with args beginning with: `3`, ")
+
+    assert "is a Redis before 6: upgrade it" in str(translate(said))
 
 
 def _says(broker: RedisBroker, words: str) -> bool:
