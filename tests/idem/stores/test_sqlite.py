@@ -127,10 +127,12 @@ def test_threads_that_end_leave_no_connection_behind(store: SqliteStore, path: P
         thread.start()
         thread.join()
     assert len(store._open) <= 2, "this thread's, and that of the last one"
-    assert _descriptors(path) <= 6, "each has two, and one is shared"
+    if sys.platform == "linux":
+        assert _descriptors(path) <= 6, "each has two, and one is shared"
     assert store.read("k") == make_record(), "this thread's is still open"
     store.close()
-    assert _descriptors(path) == 0
+    if sys.platform == "linux":
+        assert _descriptors(path) == 0
 
 
 def test_a_thread_that_lives_keeps_its_connection(store: SqliteStore) -> None:
