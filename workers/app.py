@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Self, TypeVar, overload
 
 from dramatiq import Message
@@ -20,7 +21,7 @@ from idem.bulk import Ready, cut
 from idem.clock import SystemClock
 from idem.content import ByContent, Contents, Named, digest_of_call, digest_of_email, digest_of_emails
 from idem.email import Email
-from idem.errors import BrokerUnavailable, InvalidKey, JobError, JobTooLarge, ScheduleError
+from idem.errors import BrokerError, BrokerUnavailable, InvalidKey, JobError, JobTooLarge, ScheduleError
 from idem.events import EventNotes
 from idem.gate import Gate
 from idem.keys import check_key, take_explicit
@@ -346,9 +347,7 @@ class App:
 
     def webhooks(self) -> Starlette:
         """The receiver of webhooks as an ASGI application: what `idem webhooks` serves, or to mount in one's own."""
-        return wiring.build_webhooks(
-            self.settings, self._webhooks, self.broker.enqueue, SystemClock(), self._hearing.hear
-        )
+        return wiring.build_webhooks(self.settings, self._webhooks, self._ask_one, SystemClock(), self._hearing.hear)
 
     def enqueue(  # noqa: PLR0913 - what a caller may say about an email
         self,
@@ -506,6 +505,33 @@ class App:
         for error in filter(None, self.broker.enqueue_many(messages)):
             raise error
 
+    def ask_each(self, messages: Sequence[Message[None]]) -> Sequence[BrokerError | None]:
+        """Enqueue, as the settings say, what nobody waits for who could mend it; for each None, or why it was not.
+
+        A broker that does not answer is an error also where the ledger has the job: whoever asks again in a moment is
+        sooner than the sweeper. Raises `LedgerError`.
+        """
+        waits = [not self.is_durable(None) or self._is_to_be_enqueued(message) for message in messages]
+        errors = iter(self.broker.enqueue_many(list(compress(messages, waits))))
+        return [next(errors) if waiting else None for waiting in waits]
+
+    def _is_to_be_enqueued(self, message: Message[None]) -> bool:
+        """Write a job to the ledger; whether it has not ended there."""
+        try:
+            intent = intent_of_message(message)
+        except JobError as error:
+            _log.warning(
+                "key %s is enqueued without being written to the ledger first: %s", message.kwargs["key"], error
+            )
+            return True
+        asked = self.ledger.ask(intent)
+        # A worker buries what has the key of something else, and a person finds it there.
+        return isinstance(asked, Conflict) or not asked.ended
+
+    def _ask_one(self, message: Message[None]) -> None:
+        for error in filter(None, self.ask_each([message])):
+            raise error
+
     def is_durable(self, durable: bool | None) -> bool:  # noqa: FBT001 - a choice that was made, or was not
         """Whether a job is written to the ledger first, by what was said of it or else by the settings."""
         return self.settings.durable == "on" if durable is None else durable
@@ -584,7 +610,7 @@ class App:
         return Scheduler(
             self.schedules,
             self.board,
-            self.broker,
+            self.ask_each,
             clock=SystemClock(),
             memory_seconds=wiring.build_policy(self.settings).memory_seconds,
         )

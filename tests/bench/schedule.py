@@ -16,14 +16,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 from zoneinfo import ZoneInfo
 
 from idem.stores.base import Cells
 from idem.stores.memory import MemoryStore
 from idem.stores.sqlite import SqliteStore
 from tests.fakes import FakeClock
-from workers.brokers.base import JobBroker
 from workers.schedule.board import Board
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.slots import CatchUp, Cron, Schedule
@@ -98,10 +96,10 @@ def measure(store: Cells, count: int) -> None:
     _say(f"{count:,} daily schedules, cells in {type(store).__name__}")
     with _timed("declare", cells, queue):
         schedules = _schedules(count)
-    scheduler = Scheduler(schedules, Board(cells), cast("JobBroker", queue), clock=clock)
+    scheduler = Scheduler(schedules, Board(cells), queue.enqueue_many, clock=clock)
     with _timed("first start", cells, queue):
         scheduler.start()
-    scheduler = Scheduler(schedules, Board(cells), cast("JobBroker", queue), clock=clock)
+    scheduler = Scheduler(schedules, Board(cells), queue.enqueue_many, clock=clock)
     with _timed("second start", cells, queue):
         scheduler.start()
     with _timed("10,000 ticks with nothing due", cells, queue):

@@ -35,7 +35,7 @@ def main(name: str, first: str, last: str, seconds: str, begun: str) -> int:
     """Run until told to stop."""
     app = load_app(name)
     clock = QuickClock(float(first), float(last), float(seconds), Path(begun))
-    scheduler = Scheduler(app.schedules, app.board, app.broker, clock=clock)
+    scheduler = Scheduler(app.schedules, app.board, app.ask_each, clock=clock)
     with stop_signals() as stop:
         scheduler.start()
         keep_up(scheduler, stop.wait, clock.now, random.uniform(0, SPREAD_SECONDS))

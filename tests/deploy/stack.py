@@ -36,7 +36,7 @@ ROLES = {
     for role in _made("Role")
 }
 #: What is no use without another policy.
-_BESIDE = {"DurablePolicy": "ProducerPolicy", "OperatorPolicy": "WorkerPolicy"}
+_BESIDE = {"DurablePolicy": "ReceiverPolicy", "OperatorPolicy": "WorkerPolicy"}
 
 #: Whom emails are from.
 SENDER = "example.com"

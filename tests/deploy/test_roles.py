@@ -130,9 +130,10 @@ def test_whoever_enqueues_and_who_only_looks_works_under_a_role_of_the_stack(sce
 
     scene.environ = own | stack.acting_as("Producer")
     subprocess.run([sys.executable, "-c", _PRODUCE], cwd=scene.folder, env=scene.environ, check=True)
-    scene.environ = own | stack.acting_as("Relay")
+    durable = own | {"IDEM_DURABLE": "on"}
+    scene.environ = durable | stack.acting_as("Relay")
     scene.idem("relay", "--until-empty")
-    scene.environ = own | stack.acting_as("Receiver")
+    scene.environ = durable | stack.acting_as("Receiver")
     with _running(scene, "webhooks", "--port", "0") as receiver:
         assert receiver.stdout is not None
         posted = post("stripe", at=int(time.time()))
@@ -141,7 +142,7 @@ def test_whoever_enqueues_and_who_only_looks_works_under_a_role_of_the_stack(sce
         )
         with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - the same
             assert answer.status < 300
-    scene.environ = own | stack.acting_as("Scheduler")
+    scene.environ = durable | stack.acting_as("Scheduler")
     with _running(scene, "scheduler"):
         scene.environ = own | stack.acting_as("Reader")
         wait_for(lambda: json.loads(scene.idem("status", "--json"))["queue"]["ready"] > 44)
@@ -157,6 +158,21 @@ def test_whoever_enqueues_and_who_only_looks_works_under_a_role_of_the_stack(sce
     assert json.loads(scene.idem("explain", "w0", "--json"))["state"] == "cancelled"
     assert json.loads(scene.idem("explain", "w1", "--json"))["state"] == "sent"
     scene.idem("list", "--state", "in_doubt")
+
+
+@pytest.mark.parametrize("role", ["Producer", "Relay", "Receiver", "Scheduler"])
+def test_whoever_enqueues_what_is_durable_may_do_so_again(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, role: str
+) -> None:
+    """The record that is there by then is read, with its email, which may be in the bucket."""
+    large = make_email(text=random.randbytes(350_000).hex())
+    with closing(_acting(stack.acting_as(role), monkeypatch, tmp_path)) as app:
+        for _ in range(2):
+            app.enqueue(large, key=role, durable=True)
+
+        record = app.ledger.read(role)
+        assert record is not None
+        assert record.state is State.PENDING
 
 
 @contextmanager

@@ -112,7 +112,7 @@ def test_who_does_not_send_cannot_change_what_the_ledger_knows_unless_told_to() 
     assert (_PARAMETERS["Durable"]["Default"], _PARAMETERS["Durable"]["AllowedValues"]) == ("off", ["on", "off"])
     assert _TEMPLATE["Resources"]["DurablePolicy"]["Condition"] == "IsDurable"
     assert set(_actions("RelayPolicy")) == enqueues | {"sqs:GetQueueAttributes"}
-    assert ROLES["ReceiverRole"] == ["ReceiverPolicy"]
+    assert ROLES["ReceiverRole"] == ["ReceiverPolicy", "DurablePolicy"]
     assert ROLES["ReaderRole"] == ["ReaderPolicy"]
     assert set(_actions("ReaderPolicy")) <= {
         "dynamodb:BatchGetItem", "dynamodb:GetItem", "dynamodb:Query", "s3:GetObject",

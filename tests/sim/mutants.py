@@ -192,7 +192,7 @@ def _write_slots_first(self: Any, cell: int, marks: list[str], now: int) -> None
     known = self._join(cell, marks, now)
     self._board.change(cell, lambda found: {mark: Entry(max(now, found[mark].last)) for mark in marks})
     due = {mark: self._due_of(self._schedules[mark], known[mark].last, now, ROUND)[1] for mark in marks}
-    for _ in enqueue_slots(self._broker, [(self._schedules[mark], slot) for mark in marks for slot in due[mark]]):
+    for _ in enqueue_slots(self._enqueue_many, [(self._schedules[mark], slot) for mark in marks for slot in due[mark]]):
         pass
     for mark in marks:
         self._expect(cell, mark, Entry(now), now)

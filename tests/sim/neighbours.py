@@ -101,7 +101,7 @@ class _Timekeeper(Worker):
         broker: Any = Producing(self)
         cells = _Cells(self, self.world.table)
         self._scheduler = Scheduler(
-            {self._schedule.name: self._schedule}, Board(cells), broker, clock=self.clock, reach=self._pass
+            {self._schedule.name: self._schedule}, Board(cells), broker.enqueue_many, clock=self.clock, reach=self._pass
         )
         self._joined = False
 

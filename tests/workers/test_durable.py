@@ -5,18 +5,25 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from dramatiq import Message
+from starlette.testclient import TestClient
 
 from idem import Email, InvalidKey, State
+from idem.errors import BrokerError, BrokerUnavailable
 from tests.valkey import Server
-from tests.workers.parts import Sandbox, StartIdem, Valkey, make_email, wait_for
+from tests.workers.parts import Sandbox, StartIdem, Valkey, make_email, payloads, wait_for
+from tests.workers.webhooks.deliveries import WHSEC, post
 from workers import App, Settings
 from workers.brokers.base import Acknowledge
 from workers.jobs import job_message
+from workers.schedule.board import Entry
 
 #: A producer that is killed before it writes, between the write and the enqueueing, or after both.
 _PRODUCER = """
@@ -218,3 +225,93 @@ class TestDurable:
         wait_for(lambda: _sent(app))
 
         assert sorted(sandbox.recipients()) == [f"r{number}@example.com" for number in (1, 2, 3)]
+
+
+class TestWhatNobodyEnqueuesByHand:
+    """Slots and events go by the setting, too."""
+
+    @pytest.fixture
+    def environ(self, environ: dict[str, str]) -> dict[str, str]:
+        return environ | {"IDEM_DURABLE": "on", "IDEM_STRIPE_WEBHOOK_SECRET": WHSEC}
+
+    @pytest.fixture
+    def app(self, app: App) -> App:
+        app.schedule(every=timedelta(days=1), catch_up="all", name="beat")(make_email)
+        app.webhook("stripe", "thing.happened", name="receipt")(lambda _event: make_email())
+        return app
+
+    def _catch_up(self, app: App, days: int) -> list[str]:
+        """A scheduler that was away for so long; the keys of what it enqueues."""
+        now = int(time.time())
+        app.board.set("beat", lambda _: Entry(now - days * 86_400 - 60))
+        scheduler = app.scheduler()
+        scheduler.start()
+        while scheduler.tick():
+            pass
+        return [
+            app.schedules["beat"].key(slot) for slot in app.schedules["beat"].between(now - days * 86_400 - 60, now)
+        ]
+
+    def _post(self, app: App, event_id: str, **data: str) -> int:
+        posted = post("stripe", event_id=event_id, at=int(time.time()), **data)
+        with TestClient(app.webhooks()) as client:
+            return client.post("/stripe", content=posted.body, headers=dict(posted.headers)).status_code
+
+    def _pending(self, app: App) -> list[str]:
+        return sorted(record.key for record in app.ledger.list(State.PENDING, 100) if record.durable)
+
+    def test_slots_are_in_the_ledger_before_they_are_in_the_queue_and_there_together(
+        self, app: App, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        known: list[list[str]] = []
+        enqueue_many = app.broker.enqueue_many
+
+        def look(messages: Sequence[Message[None]]) -> list[BrokerError | None]:
+            known.append(self._pending(app))
+            return enqueue_many(messages)
+
+        monkeypatch.setattr(app.broker, "enqueue_many", look)
+        keys = self._catch_up(app, 12)
+
+        assert len(keys) >= 12
+        assert known == [sorted(keys[:10]), sorted(keys)]
+        assert sorted(found["key"] for found in payloads(app)) == sorted(keys)
+
+    def test_a_slot_that_has_ended_is_not_enqueued_and_one_whose_key_is_taken_is(self, app: App) -> None:
+        first, second, third = self._catch_up(app, 3)[-3:]
+        payloads(app)
+        for key in (first, second):
+            app.cancel(key)
+        app.enqueue(make_email(), key="taken", durable=True)
+        made = [job_message("beat", [key.partition("/")[2]], {}, key)[0] for key in (first, second, third, "taken")]
+
+        assert list(app.ask_each(made)) == [None] * 4
+        assert sorted(found["key"] for found in payloads(app)) == sorted([third, "taken", "taken"])
+
+    def test_a_slot_waits_for_a_queue_that_does_not_answer(
+        self, app: App, own_valkey: Valkey, environ: dict[str, str], tmp_path: Path
+    ) -> None:
+        """It is enqueued once there is one, and not only when the sweeper has seen it wait for long."""
+        own_valkey.kill()
+        late = App(Settings.load(environ | {"IDEM_BROKER_URL": own_valkey.url}, tmp_path))
+        (error,) = late.ask_each([job_message("beat", ["x"], {}, "k")[0]])
+        late.close()
+
+        assert isinstance(error, BrokerUnavailable)
+        assert self._pending(app) == ["k"]
+
+    def test_an_event_is_in_both_before_it_is_answered(self, app: App) -> None:
+        assert self._post(app, "evt_1") == self._post(app, "evt_1") == 200
+
+        assert self._pending(app) == ["stripe/evt_1/receipt"]
+        assert [found["key"] for found in payloads(app)] == ["stripe/evt_1/receipt"] * 2
+
+    def test_one_that_is_too_large_for_the_ledger_is_enqueued_all_the_same(
+        self, app: App, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Its sender cannot post it any smaller."""
+        assert self._post(app, "evt_1", filler="x" * 200_000) == 200
+
+        assert self._pending(app) == []
+        assert [found["key"] for found in payloads(app)] == ["stripe/evt_1/receipt"]
+        assert "key stripe/evt_1/receipt is enqueued without being written to the ledger first" in caplog.text

@@ -131,7 +131,7 @@ def resume_command(name: str, app_name: str) -> None:
 
 def _enqueue(app: App, schedule: Schedule, slots: Iterable[int]) -> Iterator[str]:
     """The keys of slots, each once the broker has it."""
-    return chain.from_iterable(enqueue_slots(app.broker, ((schedule, slot) for slot in slots)))
+    return chain.from_iterable(enqueue_slots(app.ask_each, ((schedule, slot) for slot in slots)))
 
 
 def _change(app_name: str, name: str, change: Callable[[Entry | None], Entry]) -> None:

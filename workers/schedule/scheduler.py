@@ -10,19 +10,22 @@ from __future__ import annotations
 import heapq
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from dramatiq import Message
 
 from idem.clock import Clock
-from idem.errors import IdemError
-from workers.brokers.base import TOGETHER, JobBroker
+from idem.errors import BrokerError, IdemError
+from workers.brokers.base import TOGETHER
 from workers.jobs import job_message
 from workers.schedule.board import Board, Entry, cell_of, tag
 from workers.schedule.slots import Schedule, write_instant
 
 _log = logging.getLogger("idem.worker")
+
+#: Enqueues messages, and says of each why it was not: what `JobBroker.enqueue_many` does.
+EnqueueMany = Callable[[Sequence[Message[None]]], Sequence[BrokerError | None]]
 
 #: About how many slots are enqueued before it is written down: what is repeated after a crash.
 ROUND = 500
@@ -44,7 +47,7 @@ class Scheduler:
         self,
         schedules: Mapping[str, Schedule],
         board: Board,
-        broker: JobBroker,
+        enqueue_many: EnqueueMany,
         *,
         clock: Clock,
         memory_seconds: float | None = None,
@@ -52,7 +55,7 @@ class Scheduler:
     ) -> None:
         self._schedules = {tag(name): schedule for name, schedule in schedules.items()}
         self._board = board
-        self._broker = broker
+        self._enqueue_many = enqueue_many
         self._clock = clock
         self._memory_seconds = memory_seconds
         self._reach = reach
@@ -106,7 +109,7 @@ class Scheduler:
                 runs += [(self._schedules[mark], slot) for slot in slots]
                 last = slots[-1] if slots else start
                 reached |= {mark: last} if last > known[mark].last else {}
-        for _ in enqueue_slots(self._broker, runs):
+        for _ in enqueue_slots(self._enqueue_many, runs):
             self._reach("slot")
         self._reach("enqueued")
         if reached:
@@ -135,7 +138,7 @@ class Scheduler:
             heapq.heappush(self._heap, (min(self._due[cell].values()), cell))
 
 
-def enqueue_slots(broker: JobBroker, runs: Iterable[tuple[Schedule, int]]) -> Iterator[list[str]]:
+def enqueue_slots(enqueue_many: EnqueueMany, runs: Iterable[tuple[Schedule, int]]) -> Iterator[list[str]]:
     """Enqueue runs of slots, several in a request; their keys, as soon as the broker has them.
 
     How often it is done makes no difference to what is sent. Raises `BrokerError` when one was not enqueued, or may not
@@ -143,7 +146,7 @@ def enqueue_slots(broker: JobBroker, runs: Iterable[tuple[Schedule, int]]) -> It
     """
     waiting = iter(runs)
     while together := [_run(schedule, slot) for schedule, slot in islice(waiting, TOGETHER)]:
-        for error in filter(None, broker.enqueue_many([message for message, _ in together])):
+        for error in filter(None, enqueue_many([message for message, _ in together])):
             raise error
         keys = [key for _, key in together]
         for key in keys:

@@ -1,4 +1,4 @@
-"""The receiver, as an ASGI application: `POST /<source>`, answered 2xx only once the broker has every job of the event.
+"""The receiver, as an ASGI application: `POST /<source>`, answered 2xx only once every job of the event is enqueued.
 
 200  the events are noted and their jobs enqueued, or nobody waits for them; a second delivery is answered the same
 4xx  it is not genuine, not complete, or not ours: nothing was done

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from idem.errors import BrokerError, BrokerUnavailable, LedgerUnavailable, LedgerUnusable
 from idem.stores.memory import MemoryStore
 from tests.fakes import Crash, FakeClock
-from workers.brokers.base import TOGETHER, Backlog, DeadLetter
+from workers.brokers.base import TOGETHER
 from workers.jobs import Call, read_message
 from workers.schedule.board import Board, Entry, cell_of, tag
 from workers.schedule.scheduler import ROUND, Scheduler, keep_up
@@ -35,9 +35,6 @@ class Queue:
     calls: list[Call] = field(default_factory=list)
     down: bool = False
 
-    def enqueue(self, message: Message[None], *, delay: int | None = None) -> Message[None]:
-        raise NotImplementedError
-
     def enqueue_many(self, messages: Sequence[Message[None]]) -> list[BrokerError | None]:
         assert 1 <= len(messages) <= TOGETHER
         return [self._enqueue(message) for message in messages]
@@ -51,30 +48,6 @@ class Queue:
         self.keys.append(call.key)
         self.calls.append(call)
         return None
-
-    def backlog(self) -> Backlog:
-        raise NotImplementedError
-
-    def is_empty(self) -> bool:
-        raise NotImplementedError
-
-    def create(self) -> list[str]:
-        raise NotImplementedError
-
-    def dead_letters(self) -> Iterator[DeadLetter]:
-        raise NotImplementedError
-
-    def requeue_dead(self, letter: DeadLetter) -> bool:
-        raise NotImplementedError
-
-    def drop_dead(self, letter: DeadLetter) -> bool:
-        raise NotImplementedError
-
-    def check(self) -> list[str]:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        raise NotImplementedError
 
 
 class Stage:
@@ -91,7 +64,7 @@ class Stage:
     def scheduler(self, reach: Callable[[str], None] = lambda _: None, memory: float | None = None) -> Scheduler:
         """A process that has just started."""
         scheduler = Scheduler(
-            self.schedules, self.board, self.queue, clock=self.clock, memory_seconds=memory, reach=reach
+            self.schedules, self.board, self.queue.enqueue_many, clock=self.clock, memory_seconds=memory, reach=reach
         )
         scheduler.start()
         return scheduler
