@@ -267,7 +267,7 @@ class _Consumer(Consumer):
         """Give back what was received and not handed over, and do what still waits for company."""
         self.receiving.close()
         self._settling.hand_back(self.receiving.rest())
-        self._settling.flush()
+        self._settling.finish()
         self._holding.stop()
 
     def quiet_seconds(self) -> float:

@@ -39,6 +39,9 @@ _log = logging.getLogger("idem.worker")
 
 #: Of the time that SQS can hide a message, what is left for being slow.
 _MARGIN: Final = 0.01
+#: Between two tries of the last requests, when the worker stops.
+_FIRST_PAUSE_SECONDS: Final = 0.1
+_MOST_PAUSE_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,11 +128,20 @@ class Settling:
             self._hide(delivery, 0.0)
 
     def flush(self, *, overdue: bool = False) -> None:
-        """Do what waits for company; with `overdue`, only what has waited for long enough."""
-        limit = self._overdue() if overdue else math.inf
+        """Do what waits for company; with `overdue`, only what has waited for long enough. What fails waits again."""
+        limit = self._overdue() if overdue else time.monotonic()
         for deleting in self._pending:
             while batch := self._taken(deleting=deleting, limit=limit):
                 self._commit(batch, deleting=deleting)
+
+    def finish(self) -> None:
+        """Do all that waits; what fails is tried again, after pauses, until its message is visible to others."""
+        pause = _FIRST_PAUSE_SECONDS
+        self.flush()
+        while any(self._pending.values()):
+            time.sleep(pause)
+            pause = min(_MOST_PAUSE_SECONDS, 2 * pause)
+            self.flush()
 
     def _add(self, pending: _Pending) -> None:
         deleting = pending.due is None

@@ -68,6 +68,10 @@ class Side:
             self._consumer = self.broker.consume(QUEUE, prefetch=4, timeout=50)
         return self._consumer
 
+    def restart(self) -> None:
+        """The consumer that comes after one that was closed."""
+        self._consumer = None
+
     def use(self, consumer: Consumer) -> None:
         """Another consumer than the broker would make."""
         self._consumer = consumer

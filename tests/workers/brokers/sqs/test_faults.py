@@ -154,6 +154,31 @@ class TestDeletes:
         assert faulty.take().message_id == sent.message_id
 
 
+class TestStopping:
+    def test_what_fails_is_done_again_while_there_is_time(self, proxy: Proxy, faulty: Side) -> None:
+        for number in range(4):
+            faulty.enqueue(number)
+        taken = [faulty.take() for _ in range(4)]
+        proxy.answer("DeleteMessageBatch", times(5, _UNAVAILABLE))
+        for message in taken:
+            faulty.end(message, Acknowledge())
+
+        faulty.consumer.close()
+
+        assert faulty.counts() == (0, 0, 0, 0)
+
+    def test_a_queue_that_refuses_is_not_asked_without_end(self, proxy: Proxy, faulty: Side) -> None:
+        sent = faulty.enqueue()
+        proxy.answer("DeleteMessageBatch", _UNAVAILABLE)
+        faulty.end(faulty.take(), Acknowledge())
+
+        faulty.consumer.close()
+
+        assert 3 <= proxy.count()["DeleteMessageBatch"] <= 10
+        faulty.restart()
+        assert faulty.take().message_id == sent.message_id
+
+
 class TestReceipts:
     @pytest.mark.parametrize("fault", [_UNAVAILABLE, refusal("OverLimit"), refusal("ExpiredToken")])
     def test_a_receipt_that_fails_is_tried_again(
