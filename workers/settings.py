@@ -25,6 +25,7 @@ _PROVIDER_SETTING = re.compile(r"IDEM_(?P<provider>[A-Z0-9_]+?)_(?P<part>TOKEN|B
 _WEBHOOK_SETTING = re.compile(r"IDEM_(?P<source>(?P<sender>[A-Z0-9]+)(_[A-Z0-9_]{1,40})?)_WEBHOOK_SECRET")
 _URL_PASSWORD = re.compile(r"(?<=://).*@", re.DOTALL)
 _TABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
+_QUOTED = re.compile(r"""(?P<quote>['"])(?P<value>.*?)(?P=quote)(\s+#.*)?""")
 _ENV_LINE = re.compile(r"(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?P<value>.*)")
 
 #: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SetQueueAttributes.html
@@ -279,13 +280,17 @@ def _read_env(path: Path) -> Iterator[tuple[str, str]]:
         if parts is None:
             raise SettingsError(f".env line {number} is not NAME=value")
         if parts["name"].startswith(_PREFIX):
-            yield parts["name"], _unquote(parts["value"])
+            yield parts["name"], _unquote(parts["value"], f".env line {number}")
 
 
-def _unquote(value: str) -> str:
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-        return value[1:-1]
-    return value.split(" #", 1)[0].strip()
+def _unquote(value: str, place: str) -> str:
+    """A value without its quotes, if it has any, and without the comment behind it."""
+    if not value.startswith(("'", '"')):
+        return value.split(" #", 1)[0].strip()
+    quoted = _QUOTED.fullmatch(value)
+    if quoted is None:
+        raise SettingsError(f"{place}: its value begins with a quote and does not end with the same one")
+    return quoted["value"]
 
 
 def _read_toml(path: Path) -> Iterator[tuple[str, str]]:

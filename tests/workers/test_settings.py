@@ -53,7 +53,10 @@ class TestSources:
             ('IDEM_NAMESPACE="quoted"', "quoted"),
             ("IDEM_NAMESPACE=value # a comment", "value"),
             ("IDEM_NAMESPACE=a#b", "a#b"),
-            ("IDEM_NAMESPACE='", "'"),
+            ('IDEM_NAMESPACE="quoted"   # the shop', "quoted"),
+            ("IDEM_NAMESPACE='a # b' # it's a comment", "a # b"),
+            ("IDEM_NAMESPACE='it's'", "it's"),
+            ("IDEM_NAMESPACE=it's", "it's"),
             ("# a comment\n\nOTHER=not ours\nIDEM_NAMESPACE=x=y", "x=y"),
         ],
     )
@@ -73,6 +76,9 @@ class TestSources:
         ("name", "content", "problem"),
         [
             (".env", b"IDEM_NAMESPACE\n", ".env line 1 is not NAME=value"),
+            (".env", b"A=1\nIDEM_NAMESPACE='\n", ".env line 2: its value begins with a quote and does not end with"),
+            (".env", b"IDEM_NAMESPACE=\"shop'", ".env line 1: its value begins with a quote and does not end with"),
+            (".env", b"IDEM_NAMESPACE='a' b", ".env line 1: its value begins with a quote and does not end with"),
             (".env", b"\xff\xfe", ".env cannot be read"),
             ("idem.toml", b"lease_seconds = \n", "idem.toml is not TOML"),
             ("idem.toml", b"lease_seconds = true\n", "lease_seconds must be a string, a number"),
