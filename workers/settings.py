@@ -30,6 +30,7 @@ _ENV_LINE = re.compile(r"(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?
 
 #: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SetQueueAttributes.html
 _SQS_SECONDS = 14 * 86_400.0
+_SQS_HIDDEN_SECONDS = 43_200.0
 
 #: The providers that have an adapter, by the names of their modules; each takes `IDEM_<PROVIDER>_TOKEN` and
 #: `IDEM_<PROVIDER>_BASE_URL`.
@@ -201,6 +202,12 @@ class Settings:
             raise SettingsError(
                 f"IDEM_OUTBOX_POLL_SECONDS is {self.outbox_poll_seconds:g}: it must be at most a quarter of "
                 f"IDEM_OUTBOX_LEASE_SECONDS, which is {self.outbox_lease_seconds:g}"
+            )
+
+        if self.broker_url.startswith("sqs://") and self.visibility_seconds > _SQS_HIDDEN_SECONDS:
+            raise SettingsError(
+                f"IDEM_VISIBILITY_SECONDS is {self.visibility_seconds:.10g}: SQS hides a job for "
+                f"{_SQS_HIDDEN_SECONDS:.10g} s at the most"
             )
 
     def __repr__(self) -> str:

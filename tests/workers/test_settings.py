@@ -224,6 +224,15 @@ class TestOrders:
         assert problem.endswith(": set IDEM_RETENTION_SECONDS")
         assert wiring.build_policy(_load(month)).memory_seconds is None
 
+    def test_a_job_cannot_be_hidden_for_longer_than_sqs_does(self) -> None:
+        sqs = {"IDEM_BROKER_URL": "sqs://eu-west-1/x"}
+
+        assert _load(sqs | {"IDEM_VISIBILITY_SECONDS": "43200"}).visibility_seconds == 43_200
+        assert _load({"IDEM_VISIBILITY_SECONDS": "43201"}).visibility_seconds == 43_201
+        assert _problem(sqs | {"IDEM_VISIBILITY_SECONDS": "43201"}) == (
+            "IDEM_VISIBILITY_SECONDS is 43201: SQS hides a job for 43200 s at the most"
+        )
+
     def test_the_edge_that_is_allowed(self) -> None:
         found = _load({"IDEM_LEASE_SECONDS": "90", "IDEM_VISIBILITY_SECONDS": "90"})
 
