@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 import click
 
+from idem.errors import OutboxUnavailable
 from workers.app import App
-from workers.outbox.relay import keep_relaying
+from workers.outbox.relay import Relay, keep_relaying
 from workers.process import stop_signals
 from workers.telemetry import configure_logging
+
+_log = logging.getLogger("idem.worker")
 
 
 @click.command("relay")
@@ -33,7 +38,15 @@ def relay_command(*, until_empty: bool, verbose: bool) -> int:
                 poll_seconds=settings.outbox_poll_seconds,
                 most_seconds=settings.outbox_lease_seconds / 2,
             )
-        relay.release()
+        _release(relay)
         return 0
     finally:
         app.close()
+
+
+def _release(relay: Relay) -> None:
+    """It has done its work, whether or not the others hear of it."""
+    try:
+        relay.release()
+    except OutboxUnavailable as error:
+        _log.warning("another relay takes the turn when its lease is over, and not at once: %s", error)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,7 +34,7 @@ from idem.errors import (
 )
 from idem.protocol import InDoubt
 from tests.fakes import Crash
-from tests.workers.parts import make_email
+from tests.workers.parts import StartIdem, make_email, wait_for
 from workers import App, Settings
 from workers.jobs import Call, read_message
 from workers.outbox import Database, Relay, Turn
@@ -478,6 +481,26 @@ class TestKeepingOn:
         keep_relaying(stage.relay(), wait, until_empty=False, poll_seconds=1_000, most_seconds=1_000)
 
         assert max(waits) <= 0.1
+
+
+def test_a_relay_that_is_stopped_while_its_database_is_down_ends_in_order(
+    tmp_path: Path, start_idem: StartIdem
+) -> None:
+    path = tmp_path / "shop.db"
+    database = Database(f"sqlite:///{path}", "idem_outbox")
+    database.create()
+    database.close()
+    # As long as SQLite waits for a lock.
+    url = f"sqlite:///{path}?timeout=0.1"
+    relay = start_idem("relay", env={"IDEM_OUTBOX_URL": url, "IDEM_OUTBOX_LEASE_SECONDS": "1"})
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        wait_for(lambda: connection.execute("SELECT holder FROM idem_outbox_turn WHERE holder != ''").fetchone())
+        connection.execute("BEGIN EXCLUSIVE")
+        wait_for(lambda: "rows wait in the outbox" in relay.log)
+
+        assert relay.stop() == 0
+    assert len(relay.log.splitlines()) == 2
+    assert "another relay takes the turn when its lease is over" in relay.log
 
 
 class TestTheDatabase:
