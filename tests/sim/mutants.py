@@ -214,6 +214,10 @@ def _never(*_: Any, **__: Any) -> bool:
     return False
 
 
+def _for_two_thousand_seconds(self: policy.Policy, unsure_since: float, now: float) -> bool:
+    return self.window_seconds is not None and now < unsure_since + 2_000.0
+
+
 def _expire(move: Move, *_: Any) -> Move:
     return Move.EXPIRE if move is Move.BEGIN else move
 
@@ -256,6 +260,7 @@ MUTANTS: Mapping[str, Callable[[], Sequence[Patch]]] = {
     "a live claim is taken": lambda: [_row(CLAIM, Standing.SENDING_LIVE, Move.BEGIN)],
     "a takeover does not look at the window": lambda: [_row(CLAIM, Standing.UNSURE_CLOSED, Move.REPLAY)],
     "the window counts from the latest attempt": lambda: [_swap(protocol, "_unsure_since", _latest_start)],
+    "a window closes early": lambda: [_swap(policy.Policy, "window_open", _for_two_thousand_seconds)],
     "every provider is taken to have keys": lambda: [_swap(policy.Policy, "window_open", _always)],
     "a clock that stops in a pause": lambda: [
         _swap(idem_clock.Deadline, "left", _left_by_a_clock_that_stops),

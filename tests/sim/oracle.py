@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from idem.keys import range_key
-from idem.outcome import Rejected, Unknown
+from idem.outcome import Accepted, Rejected, Unknown
 from idem.protocol import ACCEPTANCE, InDoubt, Record, Resolution, State
 from tests.sim.provider import INVALID, Offer
 from tests.sim.world import Call, Job, World
@@ -38,7 +38,6 @@ def problems(world: World) -> Iterator[str]:
         named = letter.job.partition("/")[0]
         if named not in jobs or not jobs[named].conflict:
             yield f"L0 {letter.job}: buried, as {reason}"
-    doubted = doubted_keys(world)
     counts = Counter(acceptance.subject for acceptance in world.side.log)
     refused = {letter.job for letter, _ in world.queue.dead}
     for job in world.scenario.jobs:
@@ -50,8 +49,10 @@ def problems(world: World) -> Iterator[str]:
         subject = f"{INVALID} {name}" if job.invalid else name
         accepted = counts[subject]
         yield from _of_email(world, job, key, record, accepted)
-        if record is not None:
-            yield from _of_doubt(world, job, record, accepted, doubted=record.key in doubted)
+    for record in world.table.records():
+        if not record.ended:
+            yield f"L0 {record.key}: {record.state}"
+    yield from _of_doubt(world)
     for subject, times in counts.items():
         if times > 1 and subject.removeprefix(f"{INVALID} ") not in world.keys:
             yield f"D0 {subject}: accepted {times} times"
@@ -117,37 +118,71 @@ def _may_give_up(world: World, record: Record) -> bool:
     return refused or record.updated_at - begun >= world.policy.give_up_seconds
 
 
-def _of_doubt(world: World, job: Job, record: Record, accepted: int, *, doubted: bool) -> Iterator[str]:
-    if record.state is State.IN_DOUBT and not doubted:
-        yield f"Q {record.key}: in doubt without a cause: {record.reason}"
-    if record.state is State.IN_DOUBT and world.scenario.events and accepted:
-        yield f"E {record.key}: in doubt, although the provider told that it was accepted"
-    keyless = world.scenario.offer is Offer.NEITHER and job.choice in {None, InDoubt.HOLD}
-    if doubted and keyless and record.state not in {State.IN_DOUBT, State.SENT}:
-        yield f"Q {record.key}: {record.state}, although nobody knows what became of an attempt"
+def _of_doubt(world: World) -> Iterator[str]:
+    """What the ledger has in doubt, against what is: the same keys."""
+    told, unknown, doubted = _told(world), _unknown_keys(world), doubted_keys(world)
+    in_doubt = {record.key: record for record in world.table.records() if record.state is State.IN_DOUBT}
+    for key, record in in_doubt.items():
+        if key in told:
+            yield f"E {key}: in doubt, although the provider told that it was accepted"
+        if key not in unknown:
+            yield f"Q {key}: in doubt without a cause: {record.reason}"
+        elif key not in doubted:
+            yield f"Q {key}: in doubt while its provider key could be used again"
+    for key in unknown - in_doubt.keys():
+        found = world.table.read(key)
+        yield f"Q {key}: {found and found.state}, although nobody knows what became of an attempt"
 
 
 def doubted_keys(world: World) -> set[str]:
-    """The keys that may be in doubt for who looks from outside.
+    """The keys that have to be in doubt for who looks from outside: nobody knows, and nobody can find out any more.
 
-    None of a provider that can be searched, nor of one with keys whose window nobody outlasted; but for an email that
-    it refuses: a refusal does not say what became of an earlier request that was not heard of (rule 5).
+    What is taken from the ledger is which writes there were and when, as nothing else tells whether who heard an answer
+    wrote it down, that a key was sent again by choice, and when nobody would send again; never what they made of a key.
     """
-    opened = {call.key for call in world.calls.values() if _is_open(call)}
-    match world.scenario.offer:
-        case Offer.SEARCHABLE:
-            return set()
-        case Offer.KEYED | Offer.REFUSING:
-            invalid = {job.name for job in world.scenario.jobs if job.invalid}
-            return opened & {key for name, key in world.keys.items() if name in invalid}
-    return opened
+    unknown = _unknown_keys(world)
+    return {key for key in unknown if not _may_replay(world, key)} if world.scenario.offer.keyed else unknown
+
+
+def _unknown_keys(world: World) -> set[str]:
+    """The keys of which an attempt may have been accepted, without anybody having learnt that one was.
+
+    None of a provider that can be searched, in the end, and none of a job that has it dropped. An email that a provider
+    refuses stays among them: a refusal does not say what became of an earlier request that was not heard of (rule 5).
+    """
+    if world.scenario.offer is Offer.SEARCHABLE:
+        return set()
+    dropped = {job.name for job in world.scenario.jobs if job.choice is InDoubt.DROP}
+    told = _told(world) | {key for name, key in world.keys.items() if name.partition("/")[0] in dropped}
+    return {
+        key
+        for key, calls in world.attempts.items()
+        if key not in told and any(map(_is_open, calls)) and not any(map(_is_proved, calls))
+    }
+
+
+def _told(world: World) -> set[str]:
+    """The keys of which the provider told that it has accepted them."""
+    return {world.keys[each.subject] for each in world.side.log} if world.scenario.events else set()
+
+
+def _may_replay(world: World, key: str) -> bool:
+    """Whether its provider still knew the key well when nobody would send again, however wrong the clocks are."""
+    since = min(call.started for call in world.attempts[key] if _is_open(call))
+    window = world.scenario.offer.window_seconds or 0.0
+    return world.ended[key] < since + window - world.policy.margin_seconds - world.spread_seconds
 
 
 def _is_open(call: Call) -> bool:
-    """Whether an attempt may have been accepted for all that was heard of it and written down."""
-    if not call.recorded:
-        return True
-    return (call.asked and call.outcome is None) or isinstance(call.outcome, Unknown)
+    """Whether an attempt may have been accepted for all that was heard of it and written down, and that matters."""
+    if call.waived:
+        return False
+    return not call.recorded or (call.asked and call.outcome is None) or isinstance(call.outcome, Unknown)
+
+
+def _is_proved(call: Call) -> bool:
+    """Whether an attempt was accepted, and who heard it wrote it down."""
+    return call.recorded and isinstance(call.outcome, Accepted)
 
 
 def tally(world: World) -> Tally:
@@ -156,14 +191,13 @@ def tally(world: World) -> Tally:
     found = {name: _record_of(world, jobs[name.partition("/")[0]], key) for name, key in world.keys.items()}
     records = {name: record for name, record in found.items() if record is not None}
     in_doubt = {name for name, record in records.items() if record.state is State.IN_DOUBT}
-    settled = {State.SENT, State.DROPPED, State.REJECTED}
     doubted = doubted_keys(world)
     return Tally(
         jobs=len(world.scenario.jobs),
         emails=len(world.keys),
         accepted=len(world.side.log),
         ends=Counter(record.state for record in records.values()),
-        doubted=sum(record.key in doubted and record.state not in settled for record in records.values()),
+        doubted=sum(record.key in doubted for record in records.values()),
         accepted_in_doubt=len(in_doubt & {acceptance.subject for acceptance in world.side.log}),
         faults=len(world.faults.done),
     )

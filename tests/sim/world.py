@@ -29,7 +29,7 @@ from idem.keys import provider_key
 from idem.ledger import Ledger, Lost
 from idem.outcome import Accepted, Outcome
 from idem.policy import Policy
-from idem.protocol import InDoubt, Record, Resolution, State
+from idem.protocol import ACCEPTANCE, Evidence, InDoubt, Record, Resolution, State
 from idem.providers import reading
 from idem.providers.base import Batched, BatchKeys, CannotTell, Missing, Sighting
 from idem.providers.http import Answer, NoAnswer, Phase
@@ -176,13 +176,18 @@ def _changed_at(record: Record) -> float:
 
 @dataclass(slots=True)
 class Call:
-    """One attempt, as it looks from outside: what was heard, and whether it was written down by who heard it."""
+    """One attempt, as it looks from outside: what was heard, and whether it was written down by who heard it.
+
+    `started` is by the clock of who made it. `waived`: it does not matter any more, its job rather has it twice.
+    """
 
     key: str
     claim_id: str
+    started: float
     asked: bool = False
     outcome: Outcome | None = None
     recorded: bool = False
+    waived: bool = False
 
 
 class _Store:
@@ -759,6 +764,9 @@ class World:
         self.long: dict[str, int] = {}
         self.tracing = tracing
         self.most_steps = _MOST_STEPS * len(scenario.jobs)
+        #: When each key ended, in true time; for the last time, if it was opened again.
+        self.ended: dict[str, float] = {}
+        self._skews = min(scenario.skews), max(scenario.skews)
         self._chance = random.Random(scenario.seed)
         self.jitter = self._chance.random
         self._ids = count(1)
@@ -816,7 +824,13 @@ class World:
 
     def step_clock(self, worker: Worker, seconds: float) -> None:
         """Somebody sets a machine's wall clock."""
-        worker.clock.skew += seconds
+        skew = worker.clock.skew = worker.clock.skew + seconds
+        self._skews = min(skew, self._skews[0]), max(skew, self._skews[1])
+
+    @property
+    def spread_seconds(self) -> float:
+        """By how much two clocks have differed at the most."""
+        return self._skews[1] - self._skews[0]
 
     # What is asked for.
 
@@ -942,10 +956,20 @@ class World:
         if new.state is State.SENDING:
             name = attempt_of(new)
             if name not in self.calls:
-                call = self.calls[name] = Call(new.key, new.claim_id)
+                call = self.calls[name] = Call(new.key, new.claim_id, new.updated_at)
                 self.attempts[new.key].append(call)
         elif old is not None and old.state is State.SENDING and new.claim_id == old.claim_id:
             self.calls[attempt_of(old)].recorded = True
+        if new.ended and (old is None or not old.ended):
+            self.ended[new.key] = self.scheduler.now
+        if old is not None and len(new.evidence) > len(old.evidence):
+            self._noted(new.key, new.evidence[-1])
+
+    def _noted(self, key: str, evidence: Evidence) -> None:
+        """An acceptance that a lost claim has brought, or the choice to send again."""
+        for call in self.attempts[key]:
+            call.recorded |= evidence.kind == ACCEPTANCE and evidence.claim_id == call.claim_id
+            call.waived |= evidence.kind == Resolution.RESEND
 
     def check_answered(self, call: Call) -> None:
         """A ledger that answers is told of the attempt by who made it, unless somebody else has taken over."""
