@@ -218,6 +218,10 @@ def _for_two_thousand_seconds(self: policy.Policy, unsure_since: float, now: flo
     return self.window_seconds is not None and now < unsure_since + 2_000.0
 
 
+def _write_once(_self: ledger.Ledger, _patience: Any, write: Callable[[], Any]) -> Any:
+    return write()
+
+
 def _expire(move: Move, *_: Any) -> Move:
     return Move.EXPIRE if move is Move.BEGIN else move
 
@@ -279,6 +283,7 @@ MUTANTS: Mapping[str, Callable[[], Sequence[Patch]]] = {
         _swap(world, "_SEARCH_SECONDS", 16.0),
     ],
     "a zombie's evidence is dropped": lambda: [_swap(ledger.Ledger, "_testify", _forget_evidence)],
+    "the ledger is told once only": lambda: [_swap(ledger.Ledger, "_insist", _write_once)],
     "one's own write is not recognised": lambda: [_swap(ledger, "_is_own", _never)],
     "an unknown job is dropped": lambda: [_swap(actors.Performer, "_unknown_job", _drop_unknown)],
     "a claim that was lost is renewed": lambda: [_swap(protocol, "is_building", _always)],

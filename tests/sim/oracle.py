@@ -31,8 +31,6 @@ class Tally:
 
 def problems(world: World) -> Iterator[str]:
     """Every invariant that does not hold, its letter first."""
-    if world.queue.letters:
-        yield f"L0 {len(world.queue.letters)} messages are left in the queue"
     jobs = {job.name: job for job in world.scenario.jobs}
     for letter, reason in world.queue.dead:
         named = letter.job.partition("/")[0]
@@ -49,13 +47,20 @@ def problems(world: World) -> Iterator[str]:
         subject = f"{INVALID} {name}" if job.invalid else name
         accepted = counts[subject]
         yield from _of_email(world, job, key, record, accepted)
-    for record in world.table.records():
-        if not record.ended:
-            yield f"L0 {record.key}: {record.state}"
+    yield from _of_rest(world)
     yield from _of_doubt(world)
     for subject, times in counts.items():
         if times > 1 and subject.removeprefix(f"{INVALID} ") not in world.keys:
             yield f"D0 {subject}: accepted {times} times"
+
+
+def _of_rest(world: World) -> Iterator[str]:
+    """Nothing waits any more, be it no email's own: the request that several went out in, or the list that they are."""
+    if world.queue.letters:
+        yield f"L0 {len(world.queue.letters)} messages are left in the queue"
+    for record in world.table.records():
+        if not record.ended:
+            yield f"L0 {record.key}: {record.state}"
 
 
 def _record_of(world: World, job: Job, key: str) -> Record | None:

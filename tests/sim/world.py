@@ -55,6 +55,8 @@ KEEP_SECONDS = 90 * 86_400.0
 PATIENCE = Patience.of(lease=LEASE, http_timeout=HTTP, evidence=0.0, visibility=VISIBILITY)
 #: What a step takes when nothing is wrong.
 _STEP_SECONDS = 0.004
+#: Less than that before its patience is over, the ledger does not ask again.
+_LAST_PAUSE_SECONDS = 0.1
 #: Nobody is told of a late write before its client has given up.
 _DEAF_SECONDS = 150.0
 #: How often somebody looks after what is in doubt: often where that can find something.
@@ -114,6 +116,11 @@ class Clock:
 
     def boot(self) -> float:
         return self._scheduler.now - self._boot
+
+    def both(self) -> tuple[float, float]:
+        """The wall clock and the boot clock."""
+        now = self._scheduler.now
+        return now + self.skew, now - self._boot
 
     def sleep(self, seconds: float) -> None:
         """May take longer than asked for, as sleeping does: while the store is away, seconds at a time."""
@@ -186,6 +193,9 @@ class Call:
     started: float
     asked: bool = False
     outcome: Outcome | None = None
+    #: Both clocks of who made it, when the write that began it was first tried, and when it heard.
+    tried_at: tuple[float, float] = (0.0, 0.0)
+    heard_at: tuple[float, float] = (0.0, 0.0)
     recorded: bool = False
     waived: bool = False
 
@@ -207,6 +217,8 @@ class _Store:
         return self._worker.io("read", partial(self._table.read, key), LedgerUnavailable)
 
     def swap(self, old: Record | None, new: Record) -> Record | None:
+        if new.state is State.SENDING:
+            self._worker.tries(new)
         return self._worker.io(
             "swap", partial(self._swap, old, new), LedgerUnavailable, late=partial(self._table.delay, old, new)
         )
@@ -460,6 +472,7 @@ class Worker:
         self.number = number
         self._unanswered = False
         self._calls: dict[str, Call] = {}
+        self._tried: dict[tuple[str, int], tuple[float, float]] = {}
         self._delivery: tuple[Letter, int, float] | None = None
         self.start()
 
@@ -550,7 +563,7 @@ class Worker:
 
     def _perform(self, letter: Letter, receipt: int) -> None:
         message = letter.message
-        self._calls, self._unanswered = {}, False
+        self._calls, self._tried, self._unanswered = {}, {}, False
         disposition = self._performer.perform(message, message.kwargs)
         self._check_answered()
         self.world.say(self, lambda: f"{type(disposition).__name__}")
@@ -562,9 +575,20 @@ class Worker:
             self._expire()
 
     def _check_answered(self) -> None:
-        if not self._unanswered:
-            for call in self._calls.values():
+        """Whoever lives on tells the ledger of its attempts, unless the store is away for as long as it insists.
+
+        That is until its claim is over, or, for an acceptance, a lease from when it has heard of it. Of an attempt that
+        nothing was heard of, it need not know: a claim is not asked for as long.
+        """
+        for call in self._calls.values():
+            since = call.heard_at if isinstance(call.outcome, Accepted) else call.tried_at
+            excused = self._unanswered and (call.outcome is None or self._is_over(since))
+            if not excused:
                 self.world.check_answered(call)
+
+    def _is_over(self, since: tuple[float, float]) -> bool:
+        """Whether a lease from then on is over by one of this machine's clocks, but for a last pause."""
+        return max(now - then for now, then in zip(self.clock.both(), since, strict=True)) > LEASE - _LAST_PAUSE_SECONDS
 
     def reconcile(self) -> None:
         """One run of this machine's reconciler."""
@@ -685,11 +709,17 @@ class Worker:
 
     # What the oracle notes.
 
+    def tries(self, new: Record) -> None:
+        """An attempt is to begin with this write, if it is applied."""
+        self._tried.setdefault(attempt_of(new), self.clock.both())
+
     def wrote(self, old: Record | None, new: Record) -> None:
         """A write of this worker was applied."""
         self.world.say(self, lambda: f"wrote {new.key} {new.state} v{new.version}")
         if new.state is State.SENDING and (old is None or _begins(old, new)):
-            self._calls[provider_key(NAMESPACE, new.key, new.generation)] = self.world.calls[attempt_of(new)]
+            call = self.world.calls[attempt_of(new)]
+            call.tried_at = self._tried[attempt_of(new)]
+            self._calls[provider_key(NAMESPACE, new.key, new.generation)] = call
 
     def asks(self, provider_keys: Sequence[str]) -> None:
         """Something of the request may leave this machine."""
@@ -702,6 +732,7 @@ class Worker:
         self.world.say(self, lambda: f"heard {type(outcome).__name__}")
         if name in self._calls:
             self._calls[name].outcome = outcome
+            self._calls[name].heard_at = self.clock.both()
         return outcome
 
 
