@@ -14,6 +14,8 @@ import httpx
 #: How long a worker may be silent before its job is another's, in seconds: the same for all that can be told.
 LEASE_SECONDS: Final = 3.0
 HTTP_TIMEOUT_SECONDS: Final = 2.0
+#: Not the lease: up to ten messages wait inside a worker with their visibility running, and nothing extends it.
+SQS_VISIBILITY_SECONDS: Final = 30
 #: Delays between attempts, so that a run ends within minutes: the same for all.
 RETRIES: Final[dict[str, Any]] = {"max_retries": 20, "min_backoff": 500, "max_backoff": 5_000}
 

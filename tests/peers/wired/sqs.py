@@ -8,17 +8,14 @@ import dramatiq
 from dramatiq.middleware import AgeLimit, Callbacks, Pipelines, Retries, TimeLimit
 from dramatiq_sqs import SQSBroker  # type: ignore[import-untyped]
 
-from tests.peers.wired.parts import RETRIES, deliver
-
-#: Not the lease: up to ten messages wait inside a worker with their visibility running, and nothing extends it.
-VISIBILITY_SECONDS = 30
+from tests.peers.wired.parts import RETRIES, SQS_VISIBILITY_SECONDS, deliver
 
 dramatiq.set_broker(
     SQSBroker(
         namespace=os.environ["PEERS_NAMESPACE"],
         middleware=[AgeLimit(), TimeLimit(), Callbacks(), Pipelines(), Retries()],
         dead_letter=True,
-        visibility_timeout=VISIBILITY_SECONDS,
+        visibility_timeout=SQS_VISIBILITY_SECONDS,
         endpoint_url=os.environ["PEERS_SQS_URL"],
         region_name="us-east-1",
     )
