@@ -168,6 +168,8 @@ def _drop_unknown(_self: actors.Performer, _message: Any, _name: str) -> Disposi
 _SETTLE = ledger.Ledger.settle
 _SETTLE_RECORD = protocol.settle
 _CALL = send.Sender._call
+_CALL_BATCH = send.Sender._call_batch
+_LOOK = reconcile.Reconciler._look
 _DISPOSE = actors.Performer._dispose
 _PERFORMER = actors.Performer.perform
 _PERFORM = world.Worker._perform
@@ -220,6 +222,14 @@ def _for_two_thousand_seconds(self: policy.Policy, unsure_since: float, now: flo
 
 def _write_once(_self: ledger.Ledger, _patience: Any, write: Callable[[], Any]) -> Any:
     return write()
+
+
+def _look_from_now(self: reconcile.Reconciler, record: Record, *rest: Any) -> reconcile.Step | None:
+    return _LOOK(self, replace(record, unsure_since=self._clock.now()), *rest)
+
+
+def _call_batch_reversed(self: send.Sender, *given: Any) -> Sequence[Outcome]:
+    return _CALL_BATCH(self, *given)[::-1]
 
 
 def _expire(move: Move, *_: Any) -> Move:
@@ -282,6 +292,12 @@ MUTANTS: Mapping[str, Callable[[], Sequence[Patch]]] = {
         # Who looks that often makes it show: every look is too early.
         _swap(world, "_SEARCH_SECONDS", 16.0),
     ],
+    "a look-up begins at its own time": lambda: [
+        _swap(reconcile.Reconciler, "_look", _look_from_now),
+        # Who looks that seldom makes it show: what adapters allow for is over.
+        _swap(world, "_SEARCH_SECONDS", 400.0),
+    ],
+    "the answers of a batch are in another order": lambda: [_swap(send.Sender, "_call_batch", _call_batch_reversed)],
     "a zombie's evidence is dropped": lambda: [_swap(ledger.Ledger, "_testify", _forget_evidence)],
     "the ledger is told once only": lambda: [_swap(ledger.Ledger, "_insist", _write_once)],
     "one's own write is not recognised": lambda: [_swap(ledger, "_is_own", _never)],

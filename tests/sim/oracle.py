@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from idem.keys import range_key
@@ -36,7 +36,9 @@ def problems(world: World) -> Iterator[str]:
         named = letter.job.partition("/")[0]
         if named not in jobs or not jobs[named].conflict:
             yield f"L0 {letter.job}: buried, as {reason}"
-    counts = Counter(acceptance.subject for acceptance in world.side.log)
+    log: defaultdict[str, list[str]] = defaultdict(list)
+    for acceptance in world.side.log:
+        log[acceptance.subject].append(acceptance.message_id)
     refused = {letter.job for letter, _ in world.queue.dead}
     for job in world.scenario.jobs:
         if job.conflict and job.name not in refused:
@@ -44,14 +46,12 @@ def problems(world: World) -> Iterator[str]:
     for name, key in world.keys.items():
         job = jobs[name.partition("/")[0]]
         record = _record_of(world, job, key)
-        subject = f"{INVALID} {name}" if job.invalid else name
-        accepted = counts[subject]
-        yield from _of_email(world, job, key, record, accepted)
+        yield from _of_email(world, job, key, record, log[job.subject(name)])
     yield from _of_rest(world)
     yield from _of_doubt(world)
-    for subject, times in counts.items():
-        if times > 1 and subject.removeprefix(f"{INVALID} ") not in world.keys:
-            yield f"D0 {subject}: accepted {times} times"
+    for subject, ids in log.items():
+        if len(ids) > 1 and subject.removeprefix(f"{INVALID} ") not in world.keys:
+            yield f"D0 {subject}: accepted {len(ids)} times"
 
 
 def _of_rest(world: World) -> Iterator[str]:
@@ -70,13 +70,14 @@ def _record_of(world: World, job: Job, key: str) -> Record | None:
     return own if own is not None or several < 2 else world.table.read(range_key(key.rpartition("/")[0], 1, several))
 
 
-def _of_email(world: World, job: Job, key: str, record: Record | None, accepted: int) -> Iterator[str]:
+def _of_email(world: World, job: Job, key: str, record: Record | None, accepted: Sequence[str]) -> Iterator[str]:
+    """One email; `accepted` are the ids that the provider gave it."""
     if record is None or not record.ended:
         yield f"L0 {key}: {'absent' if record is None else record.state}"
         return
     resent = _resent(record)
-    if accepted > 1 + resent:
-        yield f"D0 {key}: accepted {accepted} times{f', sent again {resent} times' if resent else ''}"
+    if len(accepted) > 1 + resent:
+        yield f"D0 {key}: accepted {len(accepted)} times{f', sent again {resent} times' if resent else ''}"
     if resent and job.choice is not InDoubt.RESEND:
         yield f"Q {key}: sent again, although its job did not choose that it may arrive twice"
     if (job.emails == 0) is not (record.state is State.SPLIT):
@@ -87,12 +88,11 @@ def _of_email(world: World, job: Job, key: str, record: Record | None, accepted:
         yield f"E {key}: {record.state}, although a worker heard that it was accepted"
 
 
-def _of_end(world: World, job: Job, key: str, record: Record, accepted: int) -> Iterator[str]:
+def _of_end(world: World, job: Job, key: str, record: Record, accepted: Sequence[str]) -> Iterator[str]:
     """What an email may end as, and with which cause; what is in doubt is judged by `_of_doubt`."""
     match record.state:
         case State.SENT:
-            if not accepted:
-                yield f"L0 {key}: sent, and never accepted"
+            yield from _of_sent(world, key, record, accepted)
         case State.REJECTED:
             if accepted:
                 yield f"L0 {key}: rejected, and accepted"
@@ -109,6 +109,18 @@ def _of_end(world: World, job: Job, key: str, record: Record, accepted: int) -> 
             return
         case end:
             yield f"L0 {key}: {end}, which nobody asked for"
+
+
+def _of_sent(world: World, key: str, record: Record, accepted: Sequence[str]) -> Iterator[str]:
+    if not accepted:
+        yield f"L0 {key}: sent, and never accepted"
+    elif world.scenario.offer is Offer.REFUSING and record.message_id is None:
+        # A refusal that proves an acceptance names no email, nor how many there were.
+        return
+    elif record.key != key:
+        yield f"L0 {key}: sent, and without a record of its own"
+    elif record.message_id not in accepted:
+        yield f"L0 {key}: sent as {record.message_id}, which is not its own"
 
 
 def _resent(record: Record) -> int:

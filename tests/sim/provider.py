@@ -32,7 +32,8 @@ from idem.providers.http import Answer
 
 WINDOW_SECONDS = 86_400.0
 LAG_SECONDS = 30.0
-_LOOKUP = Lookup(handle="tag", source="https://example.com", lag_seconds=LAG_SECONDS, horizon_seconds=30 * 86_400.0)
+HORIZON_SECONDS = 30 * 86_400.0
+_LOOKUP = Lookup(handle="tag", source="https://example.com", lag_seconds=LAG_SECONDS, horizon_seconds=HORIZON_SECONDS)
 _KEY = Key(place=Place.HEADER, name="Idempotency-Key", window_seconds=WINDOW_SECONDS)
 
 #: A subject that the provider refuses.
@@ -152,12 +153,15 @@ class AcceptingSide:
             self.heed(acceptance)
         return _accepted(taken)
 
-    def look(self, provider_key: str, now: float) -> Sighting:
-        """What a look-up shows at the latest, as documented."""
+    def look(self, provider_key: str, since: float, now: float) -> Sighting:
+        """What a look-up shows at the latest, as documented, of what was accepted since then."""
         shown = self._known.get(provider_key)
-        if shown is None or shown[0][0].at > now - LAG_SECONDS:
+        if shown is None:
             return Missing()
-        return Found(shown[0][0].message_id)
+        acceptance = shown[0][0]
+        if not max(since, now - HORIZON_SECONDS) <= acceptance.at <= now - LAG_SECONDS:
+            return Missing()
+        return Found(acceptance.message_id)
 
     def accepted(self, subject: str) -> int:
         """How often an email was accepted."""

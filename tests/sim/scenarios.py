@@ -20,6 +20,8 @@ from tests.sim.world import Job, Scenario, Violation
 #: Pauses that outlast a provider's window, for the class that is about them.
 _LATE = Sizes(pauses=(1.0, 70.0, WINDOW_SECONDS - 66_400.0, WINDOW_SECONDS - 16_400.0, WINDOW_SECONDS + 4_000.0))
 _USUAL = Sizes()
+#: Clocks that are off by no more differ by less than look-ups allow for, however often they are set meanwhile.
+_AGREE_SECONDS = 5.0
 _T = TypeVar("_T")
 
 
@@ -57,16 +59,21 @@ def of_seed(seed: int, jobs: int) -> tuple[Scenario, Chance]:
     """One of the random tier: the seed decides about everything."""
     chance = random.Random(seed)
     offer = tuple(Offer)[seed % len(Offer)]
+    given = tuple(_job(chance, number, offer) for number in range(1, jobs + 1))
+    skews = _skews(chance)
     scenario = Scenario(
         offer=offer,
-        jobs=tuple(_job(chance, number, offer) for number in range(1, jobs + 1)),
-        skews=_skews(chance),
+        jobs=given,
+        skews=skews,
         seed=seed,
         gated=chance.random() < 0.2,
         points=chance.random() < 0.3,
         batch=chance.choice((None, *BatchKeys)) if offer.keyed else None,
         events=not offer.keyed and chance.random() < 0.5,
+        dated=max(map(abs, skews)) <= _AGREE_SECONDS,
     )
+    if scenario.batch is not BatchKeys.REQUEST:
+        scenario = replace(scenario, jobs=tuple(_with_one_refused(chance, job) for job in given))
     return scenario, Chance(seed, _LATE if offer is Offer.KEYED_LATE else _USUAL)
 
 
@@ -92,6 +99,12 @@ def _job(chance: random.Random, number: int, offer: Offer) -> Job:
         long=chance.choice((1, 3, 9)) if emails is not None and chance.random() < 0.3 else 0,
         durable=durable,
     )
+
+
+def _with_one_refused(chance: random.Random, job: Job) -> Job:
+    """Some lists and bulks, where each email has a request, or an answer, of its own."""
+    several = max(job.bulk, job.emails or 0)
+    return replace(job, refused=chance.randint(1, several)) if several > 1 and chance.random() < 0.15 else job
 
 
 def _skews(chance: random.Random) -> tuple[float, ...]:

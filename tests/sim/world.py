@@ -31,6 +31,7 @@ from idem.outcome import Accepted, Outcome
 from idem.policy import Policy
 from idem.protocol import ACCEPTANCE, Evidence, InDoubt, Record, Resolution, State
 from idem.providers import reading
+from idem.providers.api import CLOCK_SKEW_SECONDS
 from idem.providers.base import Batched, BatchKeys, CannotTell, Missing, Sighting
 from idem.providers.http import Answer, NoAnswer, Phase
 from idem.reconcile import Patience, Reconciler
@@ -66,8 +67,8 @@ _SEARCH_SECONDS = 31.0
 _QUIET_SECONDS = 40_000.0
 _RECONCILER = "reconciler"
 _SETTINGS = Settings()
-#: More than any job can need.
-_MOST_STEPS = 2_000
+#: More than any job can need, be it refused again and again until its window is over.
+_MOST_STEPS = 6_000
 _T = TypeVar("_T")
 #: What the provider answers: once, or for each email.
 _A = TypeVar("_A", Answer, Sequence[Answer])
@@ -78,7 +79,8 @@ class Job:
     """What a producer asks for. `copies` are the seconds at which messages of it are enqueued.
 
     `emails` is how many its function builds, None for an email that is ready; `bulk`, how many a bulk carries; `slots`,
-    how many runs of a schedule there are to be. One that is `durable` is in the ledger before it is in the queue, which
+    how many runs of a schedule there are to be. The provider refuses one that is `invalid`, and of several emails the
+    one with the number `refused`. One that is `durable` is in the ledger before it is in the queue, which
     may then lose it. `long` is how many thirds of a lease it builds for: so often its claim is renewed.
     """
 
@@ -88,12 +90,18 @@ class Job:
     keyed: bool = True
     choice: InDoubt | None = None
     invalid: bool = False
+    refused: int = 0
     conflict: bool = False
     unknown_until: float = 0.0
     long: int = 0
     bulk: int = 0
     slots: int = 0
     durable: bool = False
+
+    def subject(self, name: str) -> str:
+        """That of one of its emails, which tells the provider whether to refuse it."""
+        refused = self.invalid or (self.refused and name == f"{self.name}/{self.refused}")
+        return f"{INVALID} {name}" if refused else name
 
 
 class Violation(AssertionError):
@@ -320,10 +328,11 @@ class _Line:
     def find(self, provider_key: str, since: float, deadline: Deadline) -> Sighting:
         worker = self._worker
         fault = worker.meet("find")
-        assert since > 0
         if deadline.left() <= 0 or (fault is not None and fault.kind is Kind.BEFORE):
             return CannotTell("no answer")
-        sighting = self._side.look(provider_key, worker.world.scheduler.now)
+        # As adapters do whose provider shows what was accepted since an instant: our clock is not the provider's.
+        begin = since - CLOCK_SKEW_SECONDS if worker.world.scenario.dated else 0.0
+        sighting = self._side.look(provider_key, begin, worker.world.scheduler.now)
         if fault is None:
             return sighting
         if fault.kind is Kind.PAUSE_AFTER:
@@ -750,7 +759,8 @@ def _begins(old: Record, new: Record) -> bool:
 class Scenario:
     """All that a run depends on, its faults apart. `skews` has a machine each; `points` makes crash points steps.
 
-    `batch`: the provider takes several emails in one request. `events`: it tells of what it has accepted.
+    `batch`: the provider takes several emails in one request. `events`: it tells of what it has accepted. `dated`: its
+    look-up shows what was accepted since an instant, and so not all when a clock is wrong by more than adapters allow.
     """
 
     offer: Offer
@@ -762,6 +772,7 @@ class Scenario:
     clerk: bool = True
     batch: BatchKeys | None = None
     events: bool = False
+    dated: bool = False
 
 
 class World:
@@ -788,6 +799,7 @@ class World:
         #: Producers and schedulers that have something to enqueue yet.
         self.producing = 0
         self.missed: set[str] = set()
+        self._jobs = {job.name: job for job in scenario.jobs}
         self.durable = {job.name for job in scenario.jobs if job.durable}
         self.trace: list[str] = []
         self.keys: dict[str, str] = {}
@@ -929,13 +941,12 @@ class World:
 
     def email(self, job: Job, name: str, text: str) -> Email:
         """One email of a job."""
-        subject = f"{INVALID} {name}" if job.invalid else name
-        return Email(from_="shop@example.com", to="ann@example.com", subject=subject, text=text)
+        return Email(from_="shop@example.com", to="ann@example.com", subject=job.subject(name), text=text)
 
     def _build(self, name: str, emails: int) -> list[Email] | Email | None:
         """A function that never builds the same twice."""
         texts = [f"built {next(self._built)}" for _ in range(emails)]
-        job = Job(name)
+        job = self._jobs[name]
         if emails > 1:
             return [self.email(job, f"{name}/{number}", text) for number, text in enumerate(texts, 1)]
         return self.email(job, name, texts[0]) if emails else None
