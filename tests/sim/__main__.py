@@ -47,6 +47,7 @@ class Sum:
     ends: Counter[State] = field(default_factory=Counter)
     doubted: int = 0
     faults: int = 0
+    took: Counter[int] = field(default_factory=Counter)
     problems: int = 0
     cpu_seconds: float = 0.0
 
@@ -60,6 +61,7 @@ class Sum:
             self.ends.update(verdict.tally.ends)
             self.doubted += verdict.tally.doubted
             self.faults += verdict.tally.faults
+            self.took.update(verdict.tally.took)
 
     def plus(self, other: Sum) -> None:
         for each in fields(self):
@@ -71,6 +73,15 @@ class Sum:
         words = {State.SPLIT: "without an email"}
         return ", ".join(f"{self.ends[state]:,} {words.get(state, state.value)}" for state in shown)
 
+    def _most_took(self) -> int:
+        """Within how many seconds 99 in 100 emails ended."""
+        left = self.took.total() // 100
+        for seconds in sorted(self.took, reverse=True):
+            left -= self.took[seconds]
+            if left < 0:
+                return seconds
+        return 0
+
     def report(self, seconds: float) -> str:
         """The figures, and what no event in so many says: at most 3/N, at 95 %, under this mix of faults."""
         jobs = max(1, self.jobs)
@@ -78,6 +89,7 @@ class Sum:
             f"{self.runs:,} runs, {self.jobs:,} jobs, {self.emails:,} emails, {self.accepted:,} accepted, "
             f"{self.faults / jobs:.1f} faults a job; {self.problems} violations; "
             f"{self._ends()}, in doubt {self.ends[State.IN_DOUBT]:,}, by the oracle {self.doubted:,}; "
+            f"but for {Offer.KEYED_LATE.value}, 99 % ended within {self._most_took():,} s; "
             f"{jobs / self.cpu_seconds:,.0f} jobs a CPU second, {seconds:,.0f} s in all"
             + (f"; 0 in {jobs:,}: at most {3 / jobs:.1e} a job at 95 %" if not self.problems else "")
         )

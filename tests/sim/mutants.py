@@ -168,6 +168,7 @@ def _drop_unknown(_self: actors.Performer, _message: Any, _name: str) -> Disposi
 _SETTLE = ledger.Ledger.settle
 _SETTLE_RECORD = protocol.settle
 _CALL = send.Sender._call
+_BACKOFF = policy.Policy.backoff
 _CALL_BATCH = send.Sender._call_batch
 _LOOK = reconcile.Reconciler._look
 _DISPOSE = actors.Performer._dispose
@@ -232,6 +233,10 @@ def _call_batch_reversed(self: send.Sender, *given: Any) -> Sequence[Outcome]:
     return _CALL_BATCH(self, *given)[::-1]
 
 
+def _pause_for_hours(*given: Any, **named: Any) -> float:
+    return _BACKOFF(*given, **named) + 36_000.0
+
+
 def _expire(move: Move, *_: Any) -> Move:
     return Move.EXPIRE if move is Move.BEGIN else move
 
@@ -274,6 +279,7 @@ MUTANTS: Mapping[str, Callable[[], Sequence[Patch]]] = {
     "a live claim is taken": lambda: [_row(CLAIM, Standing.SENDING_LIVE, Move.BEGIN)],
     "a takeover does not look at the window": lambda: [_row(CLAIM, Standing.UNSURE_CLOSED, Move.REPLAY)],
     "the window counts from the latest attempt": lambda: [_swap(protocol, "_unsure_since", _latest_start)],
+    "a pause has ten hours more": lambda: [_swap(policy.Policy, "backoff", _pause_for_hours)],
     "a window closes early": lambda: [_swap(policy.Policy, "window_open", _for_two_thousand_seconds)],
     "every provider is taken to have keys": lambda: [_swap(policy.Policy, "window_open", _always)],
     "a clock that stops in a pause": lambda: [

@@ -66,6 +66,7 @@ def _declare(world: World, job: Job) -> None:
     schedule = Schedule(job.name, _Listed(slots), CatchUp.of("all"))
     names = [f"{job.name}/{write_instant(slot)}" for slot in slots]
     world.keys |= {name: name for name in names}
+    world.asked |= {name: float(slot) for name, slot in zip(names, slots, strict=True)}
     for number, skew in enumerate(_SKEWS, 1):
         _Timekeeper(world, number, skew, schedule, slots)
 

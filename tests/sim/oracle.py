@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from idem.keys import range_key
 from idem.outcome import Accepted, Rejected, Unknown
+from idem.policy import MAX_DELAY_SECONDS
 from idem.protocol import ACCEPTANCE, InDoubt, Record, Resolution, State
+from tests.sim.faults import Kind
 from tests.sim.provider import INVALID, Offer
-from tests.sim.world import Call, Job, World
+from tests.sim.world import LEASE, VISIBILITY, Call, Job, World
+
+#: When a reconciler believes at the latest that the queue has lost the message of a durable job.
+_LONGEST_ASKED_SECONDS = 64 * MAX_DELAY_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +24,7 @@ class Tally:
     """What a run came to: `ends` says of the emails how many are in each state, all of them together `emails`.
 
     `doubted` is how many are in doubt by the oracle, `accepted_in_doubt` how many of those in doubt were accepted.
+    `took` says how many emails ended within so many seconds, where pauses of days are not what is tried.
     """
 
     jobs: int
@@ -27,6 +34,7 @@ class Tally:
     doubted: int
     accepted_in_doubt: int
     faults: int
+    took: Mapping[int, int]
 
 
 def problems(world: World) -> Iterator[str]:
@@ -49,6 +57,7 @@ def problems(world: World) -> Iterator[str]:
         yield from _of_email(world, job, key, record, log[job.subject(name)])
     yield from _of_rest(world)
     yield from _of_doubt(world)
+    yield from _of_time(world)
     for subject, ids in log.items():
         if len(ids) > 1 and subject.removeprefix(f"{INVALID} ") not in world.keys:
             yield f"D0 {subject}: accepted {len(ids)} times"
@@ -187,7 +196,8 @@ def _may_replay(world: World, key: str) -> bool:
     """Whether its provider still knew the key well when nobody would send again, however wrong the clocks are."""
     since = min(call.started for call in world.attempts[key] if _is_open(call))
     window = world.scenario.offer.window_seconds or 0.0
-    return world.ended[key] < since + window - world.policy.margin_seconds - world.spread_seconds
+    ended = world.ended.get(key, world.scheduler.now)
+    return ended < since + window - world.policy.margin_seconds - world.spread_seconds
 
 
 def _is_open(call: Call) -> bool:
@@ -200,6 +210,44 @@ def _is_open(call: Call) -> bool:
 def _is_proved(call: Call) -> bool:
     """Whether an attempt was accepted, and who heard it wrote it down."""
     return call.recorded and isinstance(call.outcome, Accepted)
+
+
+def _of_time(world: World) -> Iterator[str]:
+    """Everything ends within what the faults and what they lead to can take."""
+    jobs = {job.name: job for job in world.scenario.jobs}
+    enough = {job.name: seconds for job, seconds in _enough_seconds(world)}
+    unsettled = doubted_keys(world)
+    window = world.scenario.offer.window_seconds or 0.0
+    for name, key in world.keys.items():
+        job = jobs[name.partition("/")[0]]
+        record = _record_of(world, job, key)
+        if record is None or record.key not in world.ended:
+            continue
+        took = world.ended[record.key] - world.asked[name]
+        late = world.scenario.offer is Offer.KEYED_LATE or record.key in unsettled
+        most = enough[job.name] + (window if late else 0.0)
+        if took > most:
+            yield f"L0 {key}: ended after {took:,.0f} s, and {most:,.0f} s are enough"
+
+
+def _enough_seconds(world: World) -> Iterator[tuple[Job, float]]:
+    """How long an email of each job may take in true time, the window of its provider apart.
+
+    Each of its own faults costs a claim, a delivery and the longest pause, by a clock that is wrong. What all faults
+    take by themselves counts for everybody, as they hold up workers that others wait for.
+    """
+    faults = world.faults.done
+    met = Counter(spot.name for spot in faults)
+    vanished = {spot.name for spot, fault in faults.items() if fault.kind is Kind.VANISHED}
+    spent = sum(abs(fault.size) for fault in faults.values())
+    # A reconciler goes on with it, unless it meets a fault itself.
+    others = met.total() - sum(met[job.name] for job in world.scenario.jobs)
+    reconciled = (1 + others) * world.pause_seconds
+    for job in world.scenario.jobs:
+        each = MAX_DELAY_SECONDS + VISIBILITY + 2 * LEASE + job.long * LEASE / 3 + world.spread_seconds
+        waits = job.durable or job.choice is not None or world.scenario.offer is Offer.SEARCHABLE
+        enough = spent + job.unknown_until + (1 + met[job.name]) * each + (reconciled if waits else 0.0)
+        yield job, enough + (_LONGEST_ASKED_SECONDS if job.name in vanished else 0.0)
 
 
 def tally(world: World) -> Tally:
@@ -217,4 +265,9 @@ def tally(world: World) -> Tally:
         doubted=sum(record.key in doubted for record in records.values()),
         accepted_in_doubt=len(in_doubt & {acceptance.subject for acceptance in world.side.log}),
         faults=len(world.faults.done),
+        took=Counter(
+            math.ceil(world.ended[record.key] - world.asked[name])
+            for name, record in records.items()
+            if record.key in world.ended and world.scenario.offer is not Offer.KEYED_LATE
+        ),
     )

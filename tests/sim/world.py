@@ -807,14 +807,17 @@ class World:
         self.long: dict[str, int] = {}
         self.tracing = tracing
         self.most_steps = _MOST_STEPS * len(scenario.jobs)
-        #: When each key ended, in true time; for the last time, if it was opened again.
+        #: When each email was asked for, by its name, and when each key ended: for the last time, if it was opened
+        #: again, and not by a write that arrived when all was over. True times.
+        self.asked: dict[str, float] = {}
         self.ended: dict[str, float] = {}
+        self._at_rest = False
         self._skews = min(scenario.skews), max(scenario.skews)
         self._chance = random.Random(scenario.seed)
         self.jitter = self._chance.random
         self._ids = count(1)
         self._built = count(1)
-        self._pause = _SEARCH_SECONDS if scenario.offer is Offer.SEARCHABLE else _RECONCILE_SECONDS
+        self.pause_seconds = _SEARCH_SECONDS if scenario.offer is Offer.SEARCHABLE else _RECONCILE_SECONDS
         self._quiet = 0.0
         self._writes_seen = -1
         #: Kept, so that no two have one identity.
@@ -827,9 +830,10 @@ class World:
         for job in self.scenario.jobs:
             self._announce(job)
         if self.scenario.clerk:
-            self.later(self._pause, self._reconcile)
+            self.later(self.pause_seconds, self._reconcile)
         with self._reading_once():
             self.scheduler.run()
+        self._at_rest = True
         self.table.arrive()
 
     @contextmanager
@@ -920,7 +924,7 @@ class World:
         key = job.name if job.keyed else None
         if job.bulk:
             names = [f"{job.name}/{n}" for n in range(1, job.bulk + 1)]
-            self.keys |= {name: name for name in names}
+            self._ask({name: name for name in names})
             emails = [self.email(job, name, "text") for name in names]
             return replace(part_message(next(cut(job.name, emails))), message_timestamp=int(self.scheduler.now * 1000))
         if job.emails is None:
@@ -935,9 +939,14 @@ class World:
         message_id = f"message-{job.name}"
         own = job.name if job.keyed else message_id
         members = [f"/{n}" for n in range(1, job.emails + 1)] if job.emails is not None and job.emails > 1 else [""]
-        self.keys |= {f"{job.name}{member}": f"{own}{member}" for member in members}
+        self._ask({f"{job.name}{member}": f"{own}{member}" for member in members})
         self.long[own] = job.long
         return replace(message, kwargs=kwargs, message_id=message_id, message_timestamp=int(self.scheduler.now * 1000))
+
+    def _ask(self, keys: Mapping[str, str]) -> None:
+        self.keys |= keys
+        for name in keys:
+            self.asked.setdefault(name, self.scheduler.now)
 
     def email(self, job: Job, name: str, text: str) -> Email:
         """One email of a job."""
@@ -971,7 +980,7 @@ class World:
         if self._is_through():
             return
         free = [worker for worker in self.workers if not worker.busy]
-        self.later(self._pause, self._reconcile)
+        self.later(self.pause_seconds, self._reconcile)
         if free:
             free[int(self._chance.random() * len(free))].reconcile()
 
@@ -982,7 +991,7 @@ class World:
             return False
         if all(self._rests(record) for record in self.table.records()):
             return True
-        self._quiet = self._quiet + self._pause if self.table.writes == self._writes_seen else 0.0
+        self._quiet = self._quiet + self.pause_seconds if self.table.writes == self._writes_seen else 0.0
         self._writes_seen = self.table.writes
         return self._quiet > _QUIET_SECONDS
 
@@ -1002,7 +1011,7 @@ class World:
                 self.attempts[new.key].append(call)
         elif old is not None and old.state is State.SENDING and new.claim_id == old.claim_id:
             self.calls[attempt_of(old)].recorded = True
-        if new.ended and (old is None or not old.ended):
+        if new.ended and not self._at_rest and (old is None or not old.ended):
             self.ended[new.key] = self.scheduler.now
         if old is not None and len(new.evidence) > len(old.evidence):
             self._noted(new.key, new.evidence[-1])
