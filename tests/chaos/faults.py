@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
+from tests.chaos.causes import Incident
 from tests.chaos.fleet import Fleet
 from tests.chaos.intentions import Progress
 from tests.chaos.stage import LEASE_SECONDS, Stage
@@ -131,17 +132,25 @@ class Chaos:
             self._after(_OUTAGE_SECONDS, lambda: self._change_weather(0))
 
     def _stall_ledger(self, *, restart: bool) -> None:
-        ledger = self._stage.ledger
+        ledger, since = self._stage.ledger, time.time()
         if "ledger" in self._busy:
             return
         if restart and ledger.restarts:
             self.counts["ledger restarts"] += 1
             ledger.restart()
+            self._note_ledger(since)
             return
         self.counts["ledger stalls"] += 1
         self._busy.add("ledger")
         ledger.stall()
-        self._after(self._dice.uniform(0.3, 1.5) * LEASE_SECONDS, lambda: self._free("ledger", ledger.go_on))
+        self._after(self._dice.uniform(0.3, 1.5) * LEASE_SECONDS, lambda: self._end_stall(since))
+
+    def _end_stall(self, since: float) -> None:
+        self._free("ledger", self._stage.ledger.go_on)
+        self._note_ledger(since)
+
+    def _note_ledger(self, since: float) -> None:
+        self._stage.incidents.append(Incident("the ledger was away", since, time.time()))
 
     def _restart_broker(self) -> None:
         broker = self._stage.broker

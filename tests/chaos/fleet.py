@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from idem.send import Point
+from tests.chaos.causes import Incident
 from tests.chaos.stage import APPLICATION, LANES, TRIGGERED, Stage
 from tests.chaos.zygote import Zygote
 
@@ -22,6 +23,8 @@ _DOOMED, _VISITS = 3, 12
 _SIGTERM_SECONDS = 15.0
 #: Before one that gave up at its start is started again.
 _PAUSE_SECONDS = 0.3
+#: How much later it may be seen that a process was killed.
+_SEEN_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -32,8 +35,10 @@ class Member:
     args: Sequence[str]
     environ: Mapping[str, str]
     crashes: bool = False
+    lane: str | None = None
     pid: int | None = None
     halted: bool = False
+    halted_at: float = 0.0
     retired: bool = False
     not_before: float = 0.0
 
@@ -44,6 +49,7 @@ class Fleet:
     def __init__(self, stage: Stage, dice: random.Random) -> None:
         self._zygote: Zygote = stage.zygote
         self._logs: Path = stage.logs
+        self._incidents = stage.incidents
         self._dice = dice
         self._pids: dict[int, Member] = {}
         self.ends: Counter[int] = Counter()
@@ -51,7 +57,7 @@ class Fleet:
         self.at_points = 0
         self.odd: list[tuple[int, int]] = []
         self.workers = [
-            Member(f"{lane.name}-{number}", _worker(), stage.environ(lane), crashes=True)
+            Member(f"{lane.name}-{number}", _worker(), stage.environ(lane), crashes=True, lane=lane.name)
             for lane in LANES
             for number in range(lane.workers)
         ]
@@ -77,6 +83,8 @@ class Fleet:
             if member is None:
                 continue
             self.ends[status] += 1
+            if status == -signal.SIGKILL:
+                self._note("killed", member, time.time() - _SEEN_SECONDS)
             self.at_points += status == -signal.SIGKILL and member.pid == pid
             # 1: the broker or the ledger did not answer at its start, which it says in one line.
             if status not in {0, 1, -signal.SIGKILL}:
@@ -95,13 +103,14 @@ class Fleet:
     def halt(self, member: Member) -> int | None:
         """SIGSTOP; the pid to let go on later."""
         self._signal(member, signal.SIGSTOP)
-        member.halted = member.pid is not None
+        member.halted, member.halted_at = member.pid is not None, time.time()
         return member.pid
 
     def go_on(self, member: Member, pid: int) -> None:
         """SIGCONT, if it is still the process that was halted."""
         if member.pid == pid:
             self._signal(member, signal.SIGCONT)
+        self._note("halted", member, member.halted_at)
         member.halted = False
 
     def mend(self) -> None:
@@ -131,6 +140,10 @@ class Fleet:
         member.halted = False
         self._pids[member.pid] = member
         self.started += 1
+
+    def _note(self, what: str, member: Member, since: float) -> None:
+        if member.lane is not None:
+            self._incidents.append(Incident(what, since, time.time(), member.lane))
 
     def _signal(self, member: Member, number: int) -> None:
         if member.pid is not None:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from idem import LedgerUnavailable
 from tests import services
+from tests.chaos.causes import Incident
 from tests.chaos.zygote import Zygote
 from tests.ports import free_port
 from tests.valkey import DURABLE, Server, wait_for
@@ -27,6 +28,7 @@ from workers.settings import environ_without_settings
 
 APPLICATION = "tests.chaos.application:app"
 LEASE_SECONDS = 2.0
+HTTP_TIMEOUT_SECONDS = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ LANES = (
 TRIGGERED = LANES[0]
 
 _DURATIONS = {
-    "IDEM_HTTP_TIMEOUT_SECONDS": "0.8",
+    "IDEM_HTTP_TIMEOUT_SECONDS": f"{HTTP_TIMEOUT_SECONDS:g}",
     "IDEM_LEASE_SECONDS": f"{LEASE_SECONDS:g}",
     "IDEM_VISIBILITY_SECONDS": "2.5",
     "IDEM_SHUTDOWN_SECONDS": "5",
@@ -203,6 +205,7 @@ class Stage:
         self.ledger = ledger
         self.broker = broker
         self.zygote = zygote
+        self.incidents: list[Incident] = []
         self.receiver_port = free_port()
         http, smtp = free_port(), free_port()
         self.sandbox = Sandbox(http)

@@ -14,8 +14,9 @@ import msgspec
 
 from idem import LedgerUnavailable, Record, State
 from idem.keys import event_key, slot_key
+from tests.chaos.causes import Causes
 from tests.chaos.intentions import Intention, Progress
-from tests.chaos.stage import LANES, TRIGGERED, Lane, Stage
+from tests.chaos.stage import HTTP_TIMEOUT_SECONDS, LANES, LEASE_SECONDS, TRIGGERED, Lane, Stage
 
 _BEAT = "beat "
 _LINES = 40
@@ -118,9 +119,10 @@ class Judge:
     def judge(self, intended: list[Effect]) -> Verdict:
         verdict = Verdict({lane.name: LaneFigures() for lane in LANES})
         log = Counter(entry["subject"] for entry in self._stage.sandbox.accepted)
+        causes = self._causes()
         for effect in intended:
             accepted, record = log.pop(effect.subject, 0), self.record(effect)
-            problem = _count(verdict.lanes[effect.lane.name], effect, accepted, record)
+            problem = count(verdict.lanes[effect.lane.name], effect, accepted, record, causes)
             if problem is not None:
                 verdict.violations.append(self._violation(*problem, effect.subject, record))
         for subject, times in log.items():
@@ -129,6 +131,18 @@ class Judge:
         verdict.violations += self._buried()
         verdict.violations += self._mistakes()
         return verdict
+
+    def _causes(self) -> Causes:
+        """The logs of the providers without keys: what is in doubt anywhere else needs no cause to be a violation."""
+        providers = {lane.provider for lane in LANES if not lane.certain}
+        accepted, requests = self._stage.sandbox.accepted, self._stage.sandbox.call("GET", "requests")
+        return Causes(
+            accepted=[entry for entry in accepted if entry["provider"] in providers],
+            requests=[request for request in requests if request["provider"] in providers],
+            incidents=self._stage.incidents,
+            lease_seconds=LEASE_SECONDS,
+            timeout_seconds=HTTP_TIMEOUT_SECONDS,
+        )
 
     def _buried(self) -> Iterator[Violation]:
         """Dead letters there are for conflicts, and for each of them, and no others."""
@@ -172,7 +186,9 @@ def _is_end(lane: Lane, record: Record) -> bool:
     return record.state is State.SENT or (record.state is State.IN_DOUBT and not lane.certain)
 
 
-def _count(figures: LaneFigures, effect: Effect, accepted: int, record: Record | None) -> tuple[str, str] | None:
+def count(
+    figures: LaneFigures, effect: Effect, accepted: int, record: Record | None, causes: Causes
+) -> tuple[str, str] | None:
     """Take an effect into the figures; the violation, if it is one."""
     figures.intended += 1
     figures.accepted += accepted > 0
@@ -184,7 +200,10 @@ def _count(figures: LaneFigures, effect: Effect, accepted: int, record: Record |
     if record is not None and record.state is State.IN_DOUBT:
         figures.in_doubt += 1
         figures.in_doubt_accepted += accepted
-        return ("in doubt", seen) if effect.lane.certain else None
+        if effect.lane.certain:
+            return "in doubt", seen
+        caused = causes.of(effect.lane.name, effect.subject, record) is not None
+        return None if caused else ("in doubt without a cause", seen)
     if not accepted:
         figures.lost += 1
         return "lost", seen
