@@ -41,6 +41,11 @@ RUNS: Final[Mapping[str, Run]] = {
         "The production code with time, chance, ledger, broker and provider injected; the provider's log judges.",
         ("tests.sim", "--seeds", "10000", "--jobs", "100"),
     ),
+    "exhaustive": Run(
+        "Every fault, and every pair",
+        "Small scenarios with every single fault, with every pair of them, and with two workers at every turn.",
+        ("tests.sim", "--exhaustive"),
+    ),
     "mutants": Run(
         "Planted bugs",
         "Each is put into the code and has to be caught; the tier that caught it is beside it.",
@@ -54,7 +59,7 @@ RUNS: Final[Mapping[str, Run]] = {
     "release": Run(
         "Real processes, killed 5,000 times",
         "The same at the size of a release.",
-        ("tests.chaos", "--jobs", "100000", "--kills", "5000"),
+        ("tests.chaos", "--jobs", "100000", "--kills", "5000", "--seed", "919612"),
     ),
     "peers": Run(
         "The peers under the same faults",

@@ -1,4 +1,4 @@
-"""Chaos with real processes: everything is killed, halted and restarted, and each email is still accepted once.
+"""Chaos with real processes: they are killed, halted and restarted, and each email is still accepted once.
 
     python -m tests.chaos --jobs 2000 --kills 100             what CI runs
     python -m tests.chaos --jobs 100000 --kills 5000          before a release
