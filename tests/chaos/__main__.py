@@ -7,8 +7,10 @@
 Worker processes, two schedulers and a receiver of webhooks are killed by SIGKILL four times a second, from outside and
 at crash points; workers are halted by SIGSTOP past their lease; the broker is killed and started again, the ledger
 stalls or restarts; the provider drops, fails, hangs and limits; jobs and events come twice, or forged, or contradict
-each other. What is counted comes from the provider's own log of acceptances. Exit status 1 if the promise was broken:
-then the directory with all logs is kept, and every violation is in its `violations.jsonl`.
+each other. Emails are ready, delayed, expiring, in bulks, built by jobs one or two at a time, for events and by a
+schedule; some would rather be sent twice than never. What is counted comes from the provider's own log of acceptances.
+Exit status 1 if the promise was broken: then the directory with all logs is kept, and every violation is in its
+`violations.jsonl`.
 """
 
 from __future__ import annotations

@@ -32,6 +32,18 @@ class Form(StrEnum):
     LATER = "later"
     BUILT = "built"
     TWO = "two"
+    BULK = "bulk"
+    EXPIRING = "expiring"
+    RESEND = "resend"
+
+
+#: How many of all are asked for in each form.
+_SHARES: Final = {
+    Form.READY: 0.5, Form.LATER: 0.1, Form.BUILT: 0.2, Form.TWO: 0.05,
+    Form.BULK: 0.05, Form.EXPIRING: 0.05, Form.RESEND: 0.05,
+}  # fmt: skip
+#: How many emails are asked for together.
+_TOGETHER: Final = {Form.TWO: 2, Form.BULK: 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +59,19 @@ class Intention:
 
     def effects(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """The subject of each email that is intended, with the keys of the records that may speak of it."""
-        if self.form is not Form.TWO:
+        count = _TOGETHER.get(self.form)
+        if count is None:
             yield self.key, (self.key,)
             return
-        for number in (1, 2):
+        for number in range(1, count + 1):
             # A provider that takes several emails in one request has a record for the range of them, until it settles.
-            yield f"{self.key}/{number}", (member_key(self.key, number), range_key(self.key, 1, 2))
+            yield f"{self.key}/{number}", (member_key(self.key, number), range_key(self.key, 1, count))
 
 
 def plan(jobs: int, dice: random.Random) -> list[Intention]:
     """So many jobs, the lanes and the forms mixed by their shares."""
     lanes = dice.choices(LANES, [lane.share for lane in LANES], k=jobs)
-    forms = dice.choices(list(Form), [0.6, 0.1, 0.25, 0.05], k=jobs)
+    forms = dice.choices(list(_SHARES), list(_SHARES.values()), k=jobs)
     return [
         Intention(lane, f"{lane.name}-{number}", form, dice.random() < 0.1, dice.random() < 0.05)
         for number, (lane, form) in enumerate(zip(lanes, forms, strict=True))
@@ -106,13 +119,24 @@ class Producer(threading.Thread):
                 self._contradict()
 
     def _enqueue(self, intention: Intention) -> None:
-        app, key = self._stage.apps[intention.lane], intention.key
-        if intention.form in {Form.BUILT, Form.TWO}:
-            message, _ = job_message(intention.form, (key,), {}, key)
-            app.ask(message, Timing(), durable=intention.durable)
-        else:
-            delay = self._dice.uniform(0.2, 2.0) if intention.form is Form.LATER else None
-            app.enqueue(_email(key, "as intended"), key=key, delay=delay, durable=intention.durable)
+        app, key, durable = self._stage.apps[intention.lane], intention.key, intention.durable
+        email = _email(key, "as intended")
+        match intention.form:
+            case Form.BUILT | Form.TWO:
+                message, _ = job_message(intention.form, (key,), {}, key)
+                app.ask(message, Timing(), durable=durable)
+            case Form.BULK:
+                emails = [_email(subject, "as intended") for subject, _ in intention.effects()]
+                app.enqueue_bulk(emails, key=key, durable=durable)
+            case Form.LATER:
+                app.enqueue(email, key=key, delay=self._dice.uniform(0.2, 2.0), durable=durable)
+            case Form.EXPIRING:
+                # So soon that many of them are too late.
+                app.enqueue(email, key=key, expires=self._dice.uniform(0.5, 4.0), durable=durable)
+            case Form.RESEND:
+                app.enqueue(email, key=key, in_doubt="resend", durable=durable)
+            case Form.READY:
+                app.enqueue(email, key=key, durable=durable)
 
     def _contradict(self) -> None:
         """Another email under the key of one that was accepted: it must be buried."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import pytest
 
 from idem import State
-from idem.protocol import Attempt
+from idem.protocol import Attempt, Evidence, Resolution
 from tests.chaos.causes import Causes, Incident
-from tests.chaos.stage import LANES
+from tests.chaos.intentions import Form
+from tests.chaos.stage import LANES, Lane
 from tests.chaos.verdict import Effect, LaneFigures, count
 from tests.records import make_record
 
@@ -78,3 +80,36 @@ def test_so_is_an_answer_that_comes_too_late() -> None:
 )
 def test_a_silent_worker_was_killed_or_halted_or_had_no_ledger(incident: Incident | None, problem: str | None) -> None:
     assert _judge(_OPEN, accepted=1, request=_request(None), incident=incident) == problem
+
+
+_NOTHING = Causes(accepted=[], requests=[], incidents=[], lease_seconds=2.0, timeout_seconds=0.8)
+_RESENT = Evidence(at=_AT, kind=Resolution.RESEND.value)
+
+
+def _verdict(
+    form: Form, state: State, accepted: int, *, lane: Lane = _KEYLESS, evidence: Sequence[Evidence] = ()
+) -> tuple[str | None, LaneFigures]:
+    figures, effect = LaneFigures(), Effect(lane, "keyless-1", ("keyless-1",), form)
+    record = make_record("keyless-1", state=state, evidence=tuple(evidence))
+    problem = count(figures, effect, accepted, record, _NOTHING)
+    return None if problem is None else problem[0], figures
+
+
+def test_what_was_chosen_to_be_sent_again_may_be_accepted_once_more_each_time() -> None:
+    problem, figures = _verdict(Form.RESEND, State.SENT, 2, evidence=[_RESENT])
+
+    assert (problem, figures.resent, figures.duplicates) == (None, 1, 0)
+    assert _verdict(Form.RESEND, State.SENT, 3, evidence=[_RESENT])[0] == "duplicate"
+    assert _verdict(Form.RESEND, State.SENT, 2)[0] == "duplicate"
+    # By nobody else's choice, and not where the provider can tell.
+    assert _verdict(Form.READY, State.SENT, 2, evidence=[_RESENT])[0] == "duplicate"
+    assert _verdict(Form.RESEND, State.SENT, 2, lane=LANES[0], evidence=[_RESENT])[0] == "duplicate"
+    assert _verdict(Form.RESEND, State.IN_DOUBT, 1)[0] == "in doubt"
+
+
+def test_what_expired_is_not_lost_and_was_not_accepted() -> None:
+    problem, figures = _verdict(Form.EXPIRING, State.EXPIRED, 0)
+
+    assert (problem, figures.expired, figures.lost) == (None, 1, 0)
+    assert _verdict(Form.EXPIRING, State.EXPIRED, 1)[0] == "expired, and accepted"
+    assert _verdict(Form.READY, State.EXPIRED, 0)[0] == "lost"

@@ -14,8 +14,9 @@ import msgspec
 
 from idem import LedgerUnavailable, Record, State
 from idem.keys import event_key, slot_key
+from idem.protocol import Resolution
 from tests.chaos.causes import Causes
-from tests.chaos.intentions import Intention, Progress
+from tests.chaos.intentions import Form, Intention, Progress
 from tests.chaos.stage import HTTP_TIMEOUT_SECONDS, LANES, LEASE_SECONDS, TRIGGERED, Lane, Stage
 
 _BEAT = "beat "
@@ -33,6 +34,18 @@ class Effect:
     lane: Lane
     subject: str
     keys: tuple[str, ...]
+    form: Form = Form.READY
+
+    @property
+    def certain(self) -> bool:
+        """No doubt about it may remain: its provider can tell, or it is rather sent twice."""
+        return self.lane.certain or self.form is Form.RESEND
+
+    def most(self, record: Record | None) -> int:
+        """How often it may be accepted: where its provider cannot tell, once more for each time that was chosen."""
+        if record is None or self.lane.certain or self.form is not Form.RESEND:
+            return 1
+        return 1 + sum(evidence.kind == Resolution.RESEND for evidence in record.evidence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +61,10 @@ class Violation:
 
 @dataclass(slots=True)
 class LaneFigures:
-    """One lane: `in_doubt_accepted` are those in doubt of which the provider's log has an acceptance."""
+    """One lane: `in_doubt_accepted` are those in doubt of which the provider's log has an acceptance.
+
+    `resent` counts acceptances beyond the first where `in_doubt="resend"` chose them; `expired` are not lost.
+    """
 
     intended: int = 0
     accepted: int = 0
@@ -56,6 +72,8 @@ class LaneFigures:
     lost: int = 0
     in_doubt: int = 0
     in_doubt_accepted: int = 0
+    resent: int = 0
+    expired: int = 0
 
 
 @dataclass(slots=True)
@@ -73,7 +91,7 @@ class Verdict:
 
 def effects(intentions: Iterable[Intention], progress: Progress, slots: Iterable[datetime]) -> list[Effect]:
     """Everything that was intended, whatever triggered it."""
-    jobs = [Effect(each.lane, subject, keys) for each in intentions for subject, keys in each.effects()]
+    jobs = [Effect(each.lane, subject, keys, each.form) for each in intentions for subject, keys in each.effects()]
     events = [Effect(TRIGGERED, f"event {name}", (event_key("standard", name, "heard"),)) for name in progress.events]
     beats = [Effect(TRIGGERED, f"{_BEAT}{slot:%Y-%m-%dT%H:%M:%SZ}", (slot_key("beat", slot),)) for slot in slots]
     return jobs + events + beats
@@ -103,9 +121,9 @@ class Judge:
         """What was not accepted so far and has no end yet either, or was and still has to be looked up."""
         accepted = {entry["subject"] for entry in self._stage.sandbox.accepted}
         for effect in intended:
-            if effect.subject not in accepted or effect.lane.searched:
+            if effect.subject not in accepted or effect.lane.searched or effect.form is Form.RESEND:
                 record = self.record(effect)
-                if record is None or not _is_end(effect.lane, record):
+                if record is None or not _is_end(effect, record):
                     yield effect
 
     def record(self, effect: Effect) -> Record | None:
@@ -182,8 +200,10 @@ class Judge:
         return found[-_LINES:]
 
 
-def _is_end(lane: Lane, record: Record) -> bool:
-    return record.state is State.SENT or (record.state is State.IN_DOUBT and not lane.certain)
+def _is_end(effect: Effect, record: Record) -> bool:
+    if record.state is State.IN_DOUBT:
+        return not effect.certain
+    return record.state is State.SENT or (record.state is State.EXPIRED and effect.form is Form.EXPIRING)
 
 
 def count(
@@ -194,20 +214,31 @@ def count(
     figures.accepted += accepted > 0
     state = "absent" if record is None else record.state.value
     seen = f"accepted {accepted} times, its record is {state}"
-    if accepted > 1:
-        figures.duplicates += accepted - 1
+    if accepted > (most := effect.most(record)):
+        figures.duplicates += accepted - most
         return "duplicate", seen
+    figures.resent += max(0, accepted - 1)
     if record is not None and record.state is State.IN_DOUBT:
         figures.in_doubt += 1
-        figures.in_doubt_accepted += accepted
-        if effect.lane.certain:
-            return "in doubt", seen
-        caused = causes.of(effect.lane.name, effect.subject, record) is not None
-        return None if caused else ("in doubt without a cause", seen)
-    if not accepted:
+        figures.in_doubt_accepted += accepted > 0
+        problem = _doubt(effect, record, causes)
+    elif record is not None and record.state is State.EXPIRED and effect.form is Form.EXPIRING:
+        figures.expired += 1
+        problem = "expired, and accepted" if accepted else None
+    elif not accepted:
         figures.lost += 1
-        return "lost", seen
-    return None if record is not None and record.state is State.SENT else ("unsettled", seen)
+        problem = "lost"
+    else:
+        problem = None if record is not None and record.state is State.SENT else "unsettled"
+    return None if problem is None else (problem, seen)
+
+
+def _doubt(effect: Effect, record: Record, causes: Causes) -> str | None:
+    """What is wrong with a doubt, if anything is."""
+    if effect.certain:
+        return "in doubt"
+    caused = causes.of(effect.lane.name, effect.subject, record) is not None
+    return None if caused else "in doubt without a cause"
 
 
 def write_violations(path: Path, violations: list[Violation]) -> None:
