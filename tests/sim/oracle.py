@@ -52,7 +52,7 @@ def problems(world: World) -> Iterator[str]:
         if job.conflict and job.name not in refused:
             yield f"L0 {job.name}: another email under its key was dropped in silence"
     for name, key in world.keys.items():
-        job = jobs[name.partition("/")[0]]
+        job = jobs[_job_of(name)]
         record = _record_of(world, job, key)
         yield from _of_email(world, job, key, record, log[job.subject(name)])
     yield from _of_rest(world)
@@ -179,7 +179,7 @@ def _unknown_keys(world: World) -> set[str]:
     if world.scenario.offer is Offer.SEARCHABLE:
         return set()
     dropped = {job.name for job in world.scenario.jobs if job.choice is InDoubt.DROP}
-    told = _told(world) | {key for name, key in world.keys.items() if name.partition("/")[0] in dropped}
+    told = _told(world) | {key for name, key in world.keys.items() if _job_of(name) in dropped}
     return {
         key
         for key, calls in world.attempts.items()
@@ -219,7 +219,7 @@ def _of_time(world: World) -> Iterator[str]:
     unsettled = doubted_keys(world)
     window = world.scenario.offer.window_seconds or 0.0
     for name, key in world.keys.items():
-        job = jobs[name.partition("/")[0]]
+        job = jobs[_job_of(name)]
         record = _record_of(world, job, key)
         if record is None or record.key not in world.ended:
             continue
@@ -230,6 +230,11 @@ def _of_time(world: World) -> Iterator[str]:
             yield f"L0 {key}: ended after {took:,.0f} s, and {most:,.0f} s are enough"
 
 
+def _job_of(name: str) -> str:
+    """The job that an email, or a run of a schedule, belongs to."""
+    return name.partition("/")[0]
+
+
 def _enough_seconds(world: World) -> Iterator[tuple[Job, float]]:
     """How long an email of each job may take in true time, the window of its provider apart.
 
@@ -237,8 +242,8 @@ def _enough_seconds(world: World) -> Iterator[tuple[Job, float]]:
     take by themselves counts for everybody, as they hold up workers that others wait for.
     """
     faults = world.faults.done
-    met = Counter(spot.name for spot in faults)
-    vanished = {spot.name for spot, fault in faults.items() if fault.kind is Kind.VANISHED}
+    met = Counter(_job_of(spot.name) for spot in faults)
+    vanished = {_job_of(spot.name) for spot, fault in faults.items() if fault.kind is Kind.VANISHED}
     spent = sum(abs(fault.size) for fault in faults.values())
     # A reconciler goes on with it, unless it meets a fault itself.
     others = met.total() - sum(met[job.name] for job in world.scenario.jobs)
@@ -253,7 +258,7 @@ def _enough_seconds(world: World) -> Iterator[tuple[Job, float]]:
 def tally(world: World) -> Tally:
     """The figures of a run; a request for several emails that is in doubt counts for each of them."""
     jobs = {job.name: job for job in world.scenario.jobs}
-    found = {name: _record_of(world, jobs[name.partition("/")[0]], key) for name, key in world.keys.items()}
+    found = {name: _record_of(world, jobs[_job_of(name)], key) for name, key in world.keys.items()}
     records = {name: record for name, record in found.items() if record is not None}
     in_doubt = {name for name, record in records.items() if record.state is State.IN_DOUBT}
     doubted = doubted_keys(world)
