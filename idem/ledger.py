@@ -96,7 +96,7 @@ class Ledger:
         patience = Deadline.after(self._clock, min(_CLAIM_PATIENCE_SECONDS, self._policy.lease_seconds / 4))
         while True:
             # Before the write, so that the lease as we count it ends no later than the lease as others read it.
-            lease = self._lease()
+            lease = self.lease()
             decision = protocol.claim(
                 stored,
                 intent,
@@ -141,7 +141,7 @@ class Ledger:
         """
         record = claim.record
         while protocol.is_building(record, claim.record.claim_id):
-            lease = self._lease()
+            lease = self.lease()
             renewed = protocol.renew(record, now=self._clock.now(), policy=self._policy)
             stored = self._store.swap(record, renewed)
             if stored is None:
@@ -152,7 +152,7 @@ class Ledger:
 
     def freeze(self, claim: Claim, body: bytes, fingerprint: str) -> Claim | Record | Lost:
         """Fix what the job built, durably, and begin its first attempt under a fresh lease; or end it as expired."""
-        lease = self._lease()
+        lease = self.lease()
 
         def change(record: Record) -> Record:
             return protocol.freeze(record, body, fingerprint, now=self._clock.now(), policy=self._policy)
@@ -177,14 +177,14 @@ class Ledger:
 
         return self._insist(claim.lease, lambda: self._change(claim, change, self._write))
 
-    def settle(self, claim: Claim, outcome: Outcome) -> Record | Lost:
-        """Write what became of the claim's attempt.
+    def settle(self, claim: Claim, outcome: Outcome, heard: Deadline | None = None) -> Record | Lost:
+        """Write what became of the claim's attempt; `heard` is a lease from when that was heard, if not from now on.
 
         While the lease runs, a ledger that does not answer is asked again; after it, `LedgerUnavailable` is raised, the
         message stays unacknowledged, and its redelivery repairs. An acceptance, of which nobody else may ever know, is
         insisted on for one more lease; that of a lost claim is added as evidence.
         """
-        patience = self._lease() if isinstance(outcome, Accepted) else claim.lease
+        patience = (heard or self.lease()) if isinstance(outcome, Accepted) else claim.lease
 
         def change(record: Record) -> Record:
             policy = self._rules.policy_of(record.provider) or self._policy
@@ -204,7 +204,7 @@ class Ledger:
         A record that is there already stays, but learns of the acceptance: the key may have been called back meanwhile.
         """
         record = protocol.member(within, key, fingerprint, outcome, now=self._clock.now())
-        patience = self._lease()
+        patience = self.lease()
         stored = self._insist(patience, lambda: self._write(None, record))
         if stored is not None and isinstance(outcome, Accepted):
             request = f"the request of {within.key}"
@@ -329,7 +329,8 @@ class Ledger:
             record = stored
         return record
 
-    def _lease(self) -> Deadline:
+    def lease(self) -> Deadline:
+        """A lease that begins now."""
         return Deadline.after(self._clock, self._policy.lease_seconds)
 
     def _insist(self, patience: Deadline, write: Callable[[], _T]) -> _T:

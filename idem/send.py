@@ -165,8 +165,21 @@ class Sender:
             else:
                 results.append(claim)
         outcomes = self._call_each(attempts)
-        results += [self._settle(one.claim, outcome) for one, outcome in zip(attempts, outcomes, strict=True)]
-        return _joined(results)
+        return _joined(results + self._settle_each(attempts, outcomes))
+
+    def _settle_each(self, attempts: Sequence[_Attempt], outcomes: Sequence[Outcome]) -> list[Result]:
+        """Settle each, whatever becomes of the others; then raises `LedgerError` if one could not be."""
+        heard = self._ledger.lease()
+        results: list[Result] = []
+        failed: LedgerError | None = None
+        for one, outcome in zip(attempts, outcomes, strict=True):
+            try:
+                results.append(self._settle(one.claim, outcome, heard))
+            except LedgerError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        return results
 
     def _claim(self, source: Source, *, batched: bool = False) -> Claim | Result:
         self._reach(Point.BEFORE_CLAIM)
@@ -182,8 +195,8 @@ class Sender:
         self._reach(Point.CLAIMED)
         return claim
 
-    def _settle(self, claim: Claim, outcome: Outcome) -> Result:
-        settled = self._ledger.settle(claim, outcome)
+    def _settle(self, claim: Claim, outcome: Outcome, heard: Deadline | None = None) -> Result:
+        settled = self._ledger.settle(claim, outcome, heard)
         self._reach(Point.SETTLED)
         return self._result(settled, outcome)
 

@@ -394,6 +394,20 @@ def _reconciler(bench: Bench, notes: EventNotes) -> Reconciler:
 # A key for each email.
 
 
+def test_one_that_cannot_be_settled_leaves_none_of_the_others_unsettled(each: Bench) -> None:
+    class Silent(MemoryStore):
+        def swap(self, old: Record | None, new: Record) -> Record | None:
+            if new.key == KEYS[0] and new.state is State.SENT:
+                raise LedgerUnavailable("it does not answer")
+            return super().swap(old, new)
+
+    each.store = Silent()
+    group = Group(tuple(Ready(key, email) for key, email in zip(KEYS, EMAILS, strict=True)))
+    with pytest.raises(LedgerUnavailable):
+        each.sender().send(group)
+    assert each.states() == [State.SENDING, State.SENT, State.SENT, State.SENT]
+
+
 def test_one_that_is_refused_is_told_of_once_the_others_have_ended(each: Bench) -> None:
     """Its message would be acknowledged otherwise, and nobody would know."""
     each.drain([Ready("welcome", EMAILS[0])])

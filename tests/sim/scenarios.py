@@ -143,6 +143,7 @@ def wide(offer: Offer) -> Iterator[Scenario]:
         for keys in BatchKeys:
             yield Scenario(offer=offer, jobs=(_BULK,), batch=keys)
             yield Scenario(offer=offer, jobs=(replace(_LIST, copies=(0.0,), durable=True),), batch=keys)
+        yield Scenario(offer=offer, jobs=(replace(_BULK, refused=2),), batch=BatchKeys.EACH)
     else:
         yield Scenario(offer=offer, jobs=_PLAIN, events=True)
         yield Scenario(offer=offer, jobs=(replace(_PLAIN[0], choice=InDoubt.RESEND),))

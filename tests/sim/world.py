@@ -227,9 +227,12 @@ class _Store:
     def swap(self, old: Record | None, new: Record) -> Record | None:
         if new.state is State.SENDING:
             self._worker.tries(new)
-        return self._worker.io(
+        self._worker.untold.add(new.key)
+        stored = self._worker.io(
             "swap", partial(self._swap, old, new), LedgerUnavailable, late=partial(self._table.delay, old, new)
         )
+        self._worker.untold.discard(new.key)
+        return stored
 
     def _swap(self, old: Record | None, new: Record) -> Record | None:
         stored = self._table.swap(old, new)
@@ -479,7 +482,8 @@ class Worker:
         self.clock.held = self.hold
         self.busy = False
         self.number = number
-        self._unanswered = False
+        #: The keys whose last write was not answered.
+        self.untold: set[str] = set()
         self._calls: dict[str, Call] = {}
         self._tried: dict[tuple[str, int], tuple[float, float]] = {}
         self._delivery: tuple[Letter, int, float] | None = None
@@ -572,7 +576,7 @@ class Worker:
 
     def _perform(self, letter: Letter, receipt: int) -> None:
         message = letter.message
-        self._calls, self._tried, self._unanswered = {}, {}, False
+        self._calls, self._tried, self.untold = {}, {}, set()
         disposition = self._performer.perform(message, message.kwargs)
         self._check_answered()
         self.world.say(self, lambda: f"{type(disposition).__name__}")
@@ -591,7 +595,7 @@ class Worker:
         """
         for call in self._calls.values():
             since = call.heard_at if isinstance(call.outcome, Accepted) else call.tried_at
-            excused = self._unanswered and (call.outcome is None or self._is_over(since))
+            excused = self.untold and (call.outcome is None or self._is_over(since))
             if not excused:
                 self.world.check_answered(call)
 
@@ -666,13 +670,9 @@ class Worker:
     ) -> _T:
         """One step: apply it, or what its fault makes of it."""
         fault = self.meet(op)
-        if error is LedgerUnavailable:
-            self._unanswered = True
-            if self.world.scheduler.now < self.clock.deaf_until:
-                raise error("no answer")
-        result = self._apply(fault, apply, error, late)
-        self._unanswered = False
-        return result
+        if error is LedgerUnavailable and self.world.scheduler.now < self.clock.deaf_until:
+            raise error("no answer")
+        return self._apply(fault, apply, error, late)
 
     def _apply(
         self, fault: Fault | None, apply: Callable[[], _T], error: type[IdemError], late: Callable[[int], None] | None
