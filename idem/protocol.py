@@ -805,9 +805,9 @@ def settle(  # noqa: PLR0913 - a transition's arguments are all that it depends 
     if state in {State.RETRY, State.UNSURE}:
         retry_after = outcome.retry_after if isinstance(outcome, NotSent | Unknown) else None
         ready_at = now + policy.backoff((record.version + 1) // 2, jitter, retry_after)
-    if ready_at is not None and unsure_since is not None:
+    if ready_at is not None and unsure_since is not None and now < policy.last_replay(unsure_since):
         # A pause that outlasts the window would end in doubt for certain; the last replay is worth trying early.
-        ready_at = min(ready_at, max(now, policy.last_replay(unsure_since)))
+        ready_at = min(ready_at, policy.last_replay(unsure_since))
     return replace(settled, ready_at=ready_at, reason=outcome.detail)
 
 

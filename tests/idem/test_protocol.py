@@ -316,8 +316,8 @@ OUTCOMES: list[tuple[Verdict, Outcome, dict[str, Any]]] = [
 ]
 
 
-def _settle(stored: Record, outcome: Outcome, policy: Policy = POLICY) -> Record:
-    return protocol.settle(stored, outcome, now=NOW, policy=policy, jitter=1.0)
+def _settle(stored: Record, outcome: Outcome, policy: Policy = POLICY, now: float = NOW) -> Record:
+    return protocol.settle(stored, outcome, now=now, policy=policy, jitter=1.0)
 
 
 @pytest.mark.parametrize("doubt", Doubt)
@@ -421,6 +421,14 @@ def test_attempts_come_less_often() -> None:
     assert pauses[-1] == 900
     asked = _settle(sending(), NotSent("429", retry_after=5_000.0))
     assert asked.ready_at == NOW + 5_000
+
+
+def test_a_replay_comes_early_for_the_end_of_the_window_and_never_at_once() -> None:
+    last = POLICY.last_replay(NOW)
+    early = _settle(sending(unsure_since=NOW, version=39), NotSent("429"), now=last - 1)
+    assert early.ready_at == last
+    late = _settle(sending(unsure_since=NOW, version=39), NotSent("429"), now=last)
+    assert late.ready_at == last + 900
 
 
 # Freezing, splitting, evidence, notes.
