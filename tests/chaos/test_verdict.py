@@ -105,6 +105,7 @@ def test_what_was_chosen_to_be_sent_again_may_be_accepted_once_more_each_time() 
     assert _verdict(Form.READY, State.SENT, 2, evidence=[_RESENT])[0] == "duplicate"
     assert _verdict(Form.RESEND, State.SENT, 2, lane=LANES[0], evidence=[_RESENT])[0] == "duplicate"
     assert _verdict(Form.RESEND, State.IN_DOUBT, 1)[0] == "in doubt"
+    assert _verdict(Form.RESEND, State.IN_DOUBT, 1, evidence=[_RESENT])[0] == "in doubt without a cause"
 
 
 def test_what_expired_is_not_lost_and_was_not_accepted() -> None:

@@ -36,10 +36,9 @@ class Effect:
     keys: tuple[str, ...]
     form: Form = Form.READY
 
-    @property
-    def certain(self) -> bool:
-        """No doubt about it may remain: its provider can tell, or it is rather sent twice."""
-        return self.lane.certain or self.form is Form.RESEND
+    def may_doubt(self, record: Record) -> bool:
+        """Whether it may stay in doubt: its provider cannot tell, and it was sent again, once, if that was chosen."""
+        return not self.lane.certain and (self.form is not Form.RESEND or self.most(record) > 1)
 
     def most(self, record: Record | None) -> int:
         """How often it may be accepted: where its provider cannot tell, once more for each time that was chosen."""
@@ -202,7 +201,7 @@ class Judge:
 
 def _is_end(effect: Effect, record: Record) -> bool:
     if record.state is State.IN_DOUBT:
-        return not effect.certain
+        return effect.may_doubt(record)
     return record.state is State.SENT or (record.state is State.EXPIRED and effect.form is Form.EXPIRING)
 
 
@@ -235,7 +234,7 @@ def count(
 
 def _doubt(effect: Effect, record: Record, causes: Causes) -> str | None:
     """What is wrong with a doubt, if anything is."""
-    if effect.certain:
+    if not effect.may_doubt(record):
         return "in doubt"
     caused = causes.of(effect.lane.name, effect.subject, record) is not None
     return None if caused else "in doubt without a cause"
