@@ -113,9 +113,11 @@ def parts_of(record: Record) -> tuple[Ready | Bulk, ...]:
 
 def range_of(record: Record) -> Bulk | None:
     """The emails that go out under the record's one key; None where it is about one, or about nothing any more."""
-    if record.job is not None or record.body is None or record.state is State.SPLIT:
+    body = record.body or b""
+    # One email is an object: it need not be read to see that it is not several.
+    if record.job is not None or record.state is State.SPLIT or not body.startswith(b"["):
         return None
-    emails = decode(record.body)
+    emails = decode(body)
     return Bulk(record.key, emails) if len(emails) > 1 else None
 
 
