@@ -9,7 +9,7 @@ written with the request's outcome. Which of the two it is, is decided once and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -64,31 +64,37 @@ class Group:
 Part = Ready | Bulk | Group
 
 
-def cut(
-    key: str, emails: Sequence[Email], in_doubt: InDoubt | None = None, *, first: int = 1, most: int = MOST
+def cut(  # noqa: PLR0913 - what each of its parts has, and how they are cut
+    key: str,
+    emails: Sequence[Email],
+    in_doubt: InDoubt | None = None,
+    expires_at: float | None = None,
+    *,
+    first: int = 1,
+    most: int = MOST,
 ) -> Iterator[Ready | Bulk]:
     """The parts of a bulk, in order: the same for the same list. An email with a key in its header goes by itself."""
     together: list[Email] = []
     size = 0
+
+    def part(last: int) -> Ready | Bulk:
+        if len(together) == 1:
+            return Ready(member_key(key, last), together[0], in_doubt, expires_at)
+        return Bulk(range_key(key, last - len(together) + 1, last), tuple(together), in_doubt, expires_at)
+
     for number, given in enumerate(emails, first):
         email, explicit = take_explicit(given, None)
-        length = len(email.canonical())
+        length = len(email.canonical()) if most > 1 else 0
         if together and (explicit is not None or len(together) >= most or size + length > MAX_BYTES):
-            yield _part(key, together, number - 1, in_doubt)
+            yield part(number - 1)
             together, size = [], 0
         if explicit is not None:
-            yield Ready(explicit, email, in_doubt)
+            yield Ready(explicit, email, in_doubt, expires_at)
             continue
         together.append(email)
         size += length
     if together:
-        yield _part(key, together, first + len(emails) - 1, in_doubt)
-
-
-def _part(key: str, emails: Sequence[Email], last: int, in_doubt: InDoubt | None) -> Ready | Bulk:
-    if len(emails) == 1:
-        return Ready(member_key(key, last), emails[0], in_doubt)
-    return Bulk(range_key(key, last - len(emails) + 1, last), tuple(emails), in_doubt)
+        yield part(first + len(emails) - 1)
 
 
 def encode(emails: Sequence[Email]) -> bytes:
@@ -107,8 +113,7 @@ def parts_of(record: Record) -> tuple[Ready | Bulk, ...]:
     emails = decode(record.body or b"[]")
     # A bulk's own range is split further under the bulk's key; a job's list under the job's.
     stem, first = split_range(record.key) if record.job is None else (record.key, 1)
-    parts = cut(stem, emails, record.in_doubt, first=first, most=record.cut or 1)
-    return tuple(replace(part, expires_at=record.expires_at) for part in parts)
+    return tuple(cut(stem, emails, record.in_doubt, record.expires_at, first=first, most=record.cut or 1))
 
 
 def range_of(record: Record) -> Bulk | None:

@@ -28,10 +28,14 @@ _MAX_HEADERS, _MAX_HEADER_VALUE = 100, 2_000
 _MAX_TAGS, _MAX_TAG = 50, 128
 _MAX_METADATA, _MAX_METADATA_NAME, _MAX_METADATA_VALUE = 50, 64, 1_000
 _MAX_ATTACHMENTS, _MAX_FILENAME = 100, 255
+#: No character takes more bytes than that in canonical form, no address, and all that the limits above are for.
+_MOST_CHARACTER, _MOST_ADDRESS, _MOST_LIMITED = 6, 6_000, 3 * 1024 * 1024
 
 _HEADER_NAME = re.compile(r"[!-9;-~]{1,76}")
 _CONTENT_TYPE = re.compile(r"[\w!#$&^.+-]{1,127}/[\w!#$&^.+-]{1,127}(;[ -~]{1,200})?", re.ASCII)
 _UNSENDABLE = re.compile("[\x00\ud800-\udfff]")
+
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 #: Headers that a field of `Email` owns, and headers that only those who carry the message may write.
 _FIELD_HEADERS = frozenset({"from", "to", "cc", "bcc", "reply-to", "subject"})
@@ -105,9 +109,9 @@ class Email:
         cc: str | Iterable[str] = (),
         bcc: str | Iterable[str] = (),
         reply_to: str | Iterable[str] = (),
-        headers: Mapping[str, str] = MappingProxyType({}),
+        headers: Mapping[str, str] = _NONE,
         tags: Iterable[str] = (),
-        metadata: Mapping[str, str] = MappingProxyType({}),
+        metadata: Mapping[str, str] = _NONE,
         attachments: Iterable[Attachment] = (),
     ) -> None:
         put = object.__setattr__
@@ -117,10 +121,10 @@ class Email:
         put(self, "subject", _check_text("subject", subject, _MAX_SUBJECT, empty=True))
         put(self, "text", _check_body("text", text))
         put(self, "html", _check_body("html", html))
-        put(self, "headers", MappingProxyType(_check_headers(headers)))
-        put(self, "tags", _check_tags(tags))
-        put(self, "metadata", MappingProxyType(_check_metadata(metadata)))
-        put(self, "attachments", _check_attachments(attachments))
+        put(self, "headers", headers if headers is _NONE else MappingProxyType(_check_headers(headers)))
+        put(self, "tags", tags if tags == () else _check_tags(tags))
+        put(self, "metadata", metadata if metadata is _NONE else MappingProxyType(_check_metadata(metadata)))
+        put(self, "attachments", attachments if attachments == () else _check_attachments(attachments))
         self._check_whole()
 
     def _check_whole(self) -> None:
@@ -131,12 +135,19 @@ class Email:
             raise EmailError("to", f"{recipients} recipients with cc and bcc; the limit is {_MAX_RECIPIENTS}")
         if self.text is None and self.html is None:
             raise EmailError("text", "is missing: an email needs a text, an html part, or both")
-        size = len(self.canonical())
-        if size > MAX_EMAIL_BYTES:
+        if self._at_most() > MAX_EMAIL_BYTES and (size := len(self.canonical())) > MAX_EMAIL_BYTES:
             raise EmailError(
                 "attachments" if self.attachments else "text" if self.html is None else "html",
                 f"makes the email {size:,} bytes in all, attachments in base64; the limit is {MAX_EMAIL_BYTES:,}",
             )
+
+    def _at_most(self) -> int:
+        """It is no larger in canonical form, which costs more to make: most emails are far below the limit."""
+        addresses = len(self.to) + len(self.cc) + len(self.bcc) + len(self.reply_to)
+        characters = len(self.text or "") + len(self.html or "")
+        # Base64 takes four bytes for three.
+        files = 2 * sum(len(item.content) for item in self.attachments)
+        return _MOST_LIMITED + _MOST_ADDRESS * addresses + _MOST_CHARACTER * characters + files
 
     def __repr__(self) -> str:
         recipients = len(self.to) + len(self.cc) + len(self.bcc)
@@ -157,8 +168,11 @@ class Email:
                 parts[name] = dict(named)
         if self.attachments:
             parts["attachments"] = [_attachment_as_dict(item) for item in self.attachments]
-        bodies = {"text": self.text, "html": self.html}
-        return parts | {name: body for name, body in bodies.items() if body is not None}
+        if self.text is not None:
+            parts["text"] = self.text
+        if self.html is not None:
+            parts["html"] = self.html
+        return parts
 
     @classmethod
     def from_dict(cls, parts: Mapping[str, Any]) -> Email:
@@ -197,7 +211,7 @@ class Email:
         parts["headers"] = kept
         return Email.from_dict(parts)
 
-    def with_mark(self, *, metadata: Mapping[str, str] = MappingProxyType({}), tags: tuple[str, ...] = ()) -> Email:
+    def with_mark(self, *, metadata: Mapping[str, str] = _NONE, tags: tuple[str, ...] = ()) -> Email:
         """The same email with more metadata or tags of our own, which count for none of the limits above."""
         marked = copy(self)
         object.__setattr__(marked, "metadata", MappingProxyType({**self.metadata, **metadata}))
@@ -258,6 +272,8 @@ def _check_mapping(name: str, value: object) -> Mapping[Any, Any]:
 
 
 def _addresses(name: str, value: object) -> tuple[str, ...]:
+    if value == ():
+        return ()
     items = [value] if isinstance(value, str) else _check_list(value, name)
     return tuple(str(parse_address(name, _check_type(name, item))) for item in items)
 

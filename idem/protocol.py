@@ -48,7 +48,7 @@ else:
         processor. It takes a class without slots, whose fields are all arguments and which checks nothing itself.
         """
         copy = object.__new__(type(instance))
-        copy.__dict__.update(instance.__dict__, **changes)
+        object.__setattr__(copy, "__dict__", instance.__dict__ | changes)
         return copy
 
 
@@ -548,12 +548,7 @@ def claim(record: Record | None, intent: Intent, *, now: float, claim_id: str, r
         record = replace(record, opened_at=now)
     elif record.fingerprint is None:
         record = replace(record, fingerprint=intent.fingerprint)
-    if move is not Move.REPLAY:
-        # What may have been accepted by one door, or as it was made then, would not be recognised otherwise.
-        # It is the first choice that takes several emails in one request; the other one takes each by itself.
-        batched = intent.batched and _route(record, rules) == rules.provider
-        record = replace(record, batched=batched or None, marked=True)
-    return Take(_take(record, move, now, claim_id, rules, split=intent.split))
+    return Take(_take(record, intent, move, now=now, claim_id=claim_id, rules=rules))
 
 
 def _begin_in_time(move: Move, record: Record | None, intent: Intent, now: float) -> Move:
@@ -606,12 +601,14 @@ def conflicts(record: Record, intent: Intent) -> bool:
     return intent.fingerprint is not None and record.fingerprint != intent.fingerprint and not unbound
 
 
+#: A copy of it costs a fraction of what it takes to make one.
+_EMPTY: Final = Record(key="", state=State.RETRY, version=0, claim_id="", created_at=0.0, updated_at=0.0, provider="")
+
+
 def _blank(intent: Intent, now: float, rules: Rules) -> Record:
-    return Record(
+    return replace(
+        _EMPTY,
         key=intent.key,
-        state=State.RETRY,
-        version=0,
-        claim_id="",
         created_at=now,
         updated_at=now,
         provider=rules.provider,
@@ -623,8 +620,13 @@ def _blank(intent: Intent, now: float, rules: Rules) -> Record:
 
 
 def _take(  # noqa: PLR0913 - as below
-    record: Record, move: Move, now: float, claim_id: str, rules: Rules, *, split: bool
+    record: Record, intent: Intent, move: Move, *, now: float, claim_id: str, rules: Rules
 ) -> Record:
+    repeats = move is Move.REPLAY
+    # What may have been accepted by one door, or as it was made then, would not be recognised otherwise.
+    provider = record.provider if repeats else _route(record, rules)
+    # It is the first choice that takes several emails in one request; the other one takes each by itself.
+    together = intent.batched and provider == rules.provider
     taken = replace(
         record,
         version=record.version + 1,
@@ -632,14 +634,16 @@ def _take(  # noqa: PLR0913 - as below
         lease_until=now + rules.policy.lease_seconds,
         ready_at=None,
         updated_at=now,
-        provider=record.provider if move is Move.REPLAY else _route(record, rules),
+        provider=provider,
+        unsure_since=_unsure_since(record) if repeats else None,
+        batched=record.batched if repeats else together or None,
+        marked=record.marked if repeats else True,
     )
     # A list that may have been accepted as one request is repeated as one, whatever the provider takes today.
     # One whose emails may have been asked for already, each by itself, is never sent as one.
-    if record.fingerprint is None or record.cut is not None or (split and move is not Move.REPLAY):
+    if record.fingerprint is None or record.cut is not None or (intent.split and not repeats):
         return replace(taken, state=State.RENDERING)
-    unsure_since = _unsure_since(record) if move is Move.REPLAY else None
-    return _begin_attempt(replace(taken, unsure_since=unsure_since), now)
+    return _begin_attempt(taken, now)
 
 
 def _route(record: Record, rules: Rules) -> str:

@@ -260,7 +260,8 @@ class Sender:
         if isinstance(built, Email):
             email, explicit = take_explicit(built, None)
             if explicit in {None, key}:
-                frozen = self._ledger.freeze(claim, email.canonical(), email.fingerprint())
+                body = email.canonical()
+                frozen = self._ledger.freeze(claim, body, fingerprint(body))
                 self._reach(Point.FROZEN)
                 return _Attempt(frozen, (email,)) if isinstance(frozen, Claim) else frozen
         emails = [built] if isinstance(built, Email) else built

@@ -9,7 +9,6 @@ import time
 import uuid
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from itertools import compress
@@ -414,7 +413,7 @@ class App:
             key = self._named(digest_of_emails(emails), key).key
         stem = check_key(key if key is not None else str(uuid.uuid4()))
         keys: list[str] = []
-        parts = [replace(part, expires_at=timing.expires_at) for part in cut(stem, emails, choice)]
+        parts = list(cut(stem, emails, choice, timing.expires_at))
         for start in range(0, len(parts), TOGETHER):
             together = parts[start : start + TOGETHER]
             self._ask_all([part_message(part) for part in together], timing, durable=durable)

@@ -247,8 +247,10 @@ class Contract:
 
     def row(self, status: int, code: str, message: str) -> Row:
         """The line of the table that is about such an answer; one that says UNCLEAR where there is none."""
-        found = (row for row in self.table if row.matches(status, code, message))
-        return next(found, Row({status}, Meaning.UNCLEAR))
+        for row in self.table:
+            if row.matches(status, code, message):
+                return row
+        return Row({status}, Meaning.UNCLEAR)
 
     def meaning(self, status: int, code: str, message: str) -> Meaning:
         """What an answer says."""

@@ -67,6 +67,8 @@ class Answer:
     def retry_after(self) -> float | None:
         """`Retry-After` in seconds, from a number or an HTTP date, at most a day; None without it and for junk."""
         value = self.headers.get("retry-after", "").strip()
+        if not value:
+            return None
         if value.isdecimal():
             return min(float(value), _DAY_SECONDS)
         try:

@@ -38,7 +38,7 @@ class MemoryStore:
             stored = self._records.get(new.key)
             if stored is None and old is not None:
                 raise LedgerUnusable(VANISHED)
-            if _fence(stored) != _fence(old):
+            if stored is not old and _fence(stored) != _fence(old):
                 return stored
             self._records[new.key] = new
             return None

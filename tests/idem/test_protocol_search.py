@@ -527,8 +527,8 @@ def _latest_start(record: Record) -> float | None:
 _take = protocol._take
 
 
-def _take_anew(record: Record, _move: Move, now: float, claim_id: str, rules: Rules, *, split: bool) -> Record:
-    return _take(record, Move.BEGIN, now, claim_id, rules, split=split)
+def _take_anew(record: Record, intent: Intent, _move: Move, **rest: Any) -> Record:
+    return _take(record, intent, Move.BEGIN, **rest)
 
 
 def _expire_any(move: Move, record: Record | None, _intent: Intent, now: float) -> Move:
