@@ -137,27 +137,32 @@ class Noted(Faults):
         return super()._decide(name, number, op)
 
 
-class Chance(Faults):
-    """By chance: each name meets from 3 up to `most` faults, early rather than late, whatever the others meet."""
+#: How often chance has a fault at a step, if there is to be one yet: most often where an email may go out.
+_RATES: Mapping[str, float] = {"send": 0.7, "find": 0.7, "swap": 0.4, "read": 0.4}
+_OTHER_RATE = 0.2
 
-    def __init__(self, seed: int, sizes: Sizes, *, rate: float = 0.4, most: int = 6) -> None:
+
+#: How many faults a name meets, if it lives to: one is drawn.
+_QUOTAS = (3, 3, 3, 3, 3, 3, 3, 3, 3, 12)
+
+
+class Chance(Faults):
+    """By chance: each name meets three faults, some many more, early rather than late."""
+
+    def __init__(self, seed: int, sizes: Sizes) -> None:
         super().__init__({})
-        self._seed = seed
         self._sizes = sizes
-        self._rate = rate
-        self._most = most
-        self._chances: dict[str, random.Random] = {}
+        self._chance = random.Random(f"faults of {seed}")
         self._left: dict[str, int] = {}
 
     def _decide(self, name: str, number: int, op: str) -> Fault | None:
         assert number >= 0
+        chance = self._chance
         left = self._left.get(name)
         if left is None:
-            chance = self._chances[name] = random.Random(f"{self._seed} {name}")
-            left = self._left[name] = chance.randint(3, self._most)
-        if not left or self._chances[name].random() >= self._rate:
+            left = self._left[name] = chance.choice(_QUOTAS)
+        if not left or chance.random() >= _RATES.get(op, _OTHER_RATE):
             return None
         self._left[name] = left - 1
-        chance = self._chances[name]
         kind = chance.choice(KINDS[op])
         return Fault(kind, chance.choice(self._sizes.of(kind, op)))

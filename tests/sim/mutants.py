@@ -28,7 +28,7 @@ from idem.stores import memory
 from tests.sim import world
 from tests.sim.faults import Faults, Plan
 from tests.sim.provider import Offer
-from tests.sim.scenarios import interleavings, of_seed, run, singles, small, wide
+from tests.sim.scenarios import interleavings, least, of_seed, run, singles, small, wide
 from tests.sim.world import Scenario
 from workers import actors
 from workers.brokers.base import Acknowledge, Disposition
@@ -38,7 +38,7 @@ from workers.schedule.scheduler import ROUND, Scheduler, enqueue_slots
 from workers.schedule.slots import Schedule
 
 SEEDS, JOBS = 150, 20
-#: Of the second faults after each first one, so many are tried.
+#: Of the second faults after each first one, so many are tried, where it is about the usual job.
 _SECONDS = 2
 
 Patch = Any
@@ -385,10 +385,13 @@ def _wide() -> Iterator[tuple[Scenario, Plan]]:
 def _pairs() -> Iterator[tuple[Scenario, Plan]]:
     chance = random.Random(1)
     for offer in Offer:
-        scenario = next(small(offer))
-        for first in _still(scenario, None):
-            second = list(_still(scenario, first))
-            yield from ((scenario, plan) for plan in chance.sample(second, min(_SECONDS, len(second))))
+        usual, *others = least(offer)
+        for first in _still(usual, None):
+            second = list(_still(usual, first))
+            yield from ((usual, plan) for plan in chance.sample(second, min(_SECONDS, len(second))))
+        for scenario in others:
+            for first in _still(scenario, None):
+                yield from ((scenario, plan) for plan in _still(scenario, first))
 
 
 def _still(scenario: Scenario, plan: Plan | None) -> Sequence[Plan]:

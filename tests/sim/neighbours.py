@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC
 from functools import partial
+from itertools import count
 from typing import Any
 
 from dramatiq import Message
@@ -12,12 +13,11 @@ from dramatiq import Message
 from idem.email import Email
 from idem.errors import IdemError, LedgerUnavailable
 from idem.events import EventNotes, Happened
-from idem.keys import provider_key
 from idem.protocol import State
 from tests.fakes import START, Crash
 from tests.sim.faults import Faults, Kind
 from tests.sim.provider import Acceptance
-from tests.sim.world import KEEP_SECONDS, NAMESPACE, Job, Producing, Scenario, Table, Worker, World
+from tests.sim.world import KEEP_SECONDS, Job, Producing, Scenario, Table, Worker, World
 from workers.schedule.board import Board, Entry, cell_of, tag
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.slots import CatchUp, Schedule, write_instant
@@ -28,6 +28,9 @@ _SKEWS = (0.0, 5.0)
 _LOOK_SECONDS = 20.0
 #: When a provider tells of an acceptance: while a lease may run, and when somebody opens it.
 _TOLD_AFTER = (45.0, 10 * 86_400.0)
+#: How long after a note somebody goes by it, and after how long what failed is tried again.
+_LISTEN_SECONDS = 60.0
+_AGAIN_SECONDS = 60.0
 
 
 def world_of(scenario: Scenario, faults: Faults, *, tracing: bool = False) -> World:
@@ -37,7 +40,7 @@ def world_of(scenario: Scenario, faults: Faults, *, tracing: bool = False) -> Wo
         if job.slots:
             _declare(world, job)
     if scenario.events:
-        world.side.heed = partial(_tell, world)
+        world.side.heed = _Listener(world).tell
     return world
 
 
@@ -150,36 +153,57 @@ class _Timekeeper(Worker):
         return entry is not None and entry.last >= self._last
 
 
-def _tell(world: World, acceptance: Acceptance) -> None:
-    for number, seconds in enumerate(_TOLD_AFTER):
-        world.later(seconds, partial(_hear, world, acceptance, f"event {acceptance.message_id} {number}"))
+class _Listener:
+    """A receiver that notes what the provider tells, and a reconciler that goes by what was noted, a moment later."""
 
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._noted: set[str] = set()
+        self._runs = count(1)
 
-def _hear(world: World, acceptance: Acceptance, event_id: str) -> None:
-    """A receiver notes an event, and a reconciler goes by it; it comes again until it has been taken."""
-    process = Worker(world, 20, 0.0)
-    process.name = f"event of {acceptance.subject}"
-    notes = EventNotes(_Cells(process, world.table), clock=process.clock, keep_seconds=KEEP_SECONDS)
-    doubted = _doubted(world, acceptance.provider_key)
-    try:
-        notes.add(
-            acceptance.provider_key,
-            Happened.DELIVERED,
-            source="simulated",
-            event_id=event_id,
-            message_id=acceptance.message_id,
-        )
-        process.reconciler.run()
-    except (IdemError, Crash):
-        world.later(60.0, partial(_hear, world, acceptance, event_id))
-        return
-    world.known |= doubted
+    def tell(self, acceptance: Acceptance) -> None:
+        """Have the provider tell of it."""
+        for number, seconds in enumerate(_TOLD_AFTER):
+            self._world.later(seconds, partial(self._hear, acceptance, f"event {acceptance.message_id} {number}"))
 
+    def _hear(self, acceptance: Acceptance, event_id: str) -> None:
+        """It comes again until it has been taken."""
+        process = self._process(f"event of {acceptance.subject}")
+        cells = _Cells(process, self._world.table)
+        notes = EventNotes(cells, clock=process.clock, keep_seconds=KEEP_SECONDS)
+        name, message_id = acceptance.provider_key, acceptance.message_id
+        try:
+            notes.add(name, Happened.DELIVERED, source="simulated", event_id=event_id, message_id=message_id)
+        except (IdemError, Crash):
+            self._world.later(_AGAIN_SECONDS, partial(self._hear, acceptance, event_id))
+        else:
+            self._look_in({name}, _LISTEN_SECONDS)
 
-def _doubted(world: World, name: str) -> set[str]:
-    """The keys in doubt whose derived key this is."""
-    return {
-        record.key
-        for record in world.table.list(State.IN_DOUBT, len(world.keys))
-        if provider_key(NAMESPACE, record.key, record.generation) == name
-    }
+    def _look_in(self, names: set[str], seconds: float) -> None:
+        """Have a reconciler go by what was noted, for all at once that comes until then."""
+        if not self._noted:
+            self._world.later(seconds, self._look)
+        self._noted |= names
+
+    def _look(self) -> None:
+        names, self._noted = self._noted, set()
+        process = self._process(f"listener-{next(self._runs)}")
+        doubted = {key for name in names for key in self._doubted(name)}
+        try:
+            process.reconciler.run()
+        except (IdemError, Crash):
+            self._look_in(names, _AGAIN_SECONDS)
+        else:
+            self._world.known |= doubted
+
+    def _process(self, name: str) -> Worker:
+        process = Worker(self._world, 20, 0.0)
+        process.name = name
+        return process
+
+    def _doubted(self, name: str) -> Iterator[str]:
+        """The key whose derived key this is, if it is in doubt."""
+        key, generation = self._world.derived[name]
+        record = self._world.table.read(key)
+        if record is not None and record.state is State.IN_DOUBT and record.generation == generation:
+            yield key

@@ -86,7 +86,7 @@ def _job(chance: random.Random, number: int, offer: Offer) -> Job:
         return Job(f"bulk-{number}", copies=tuple(copies), bulk=3, durable=chance.random() < 0.3)
     emails = chance.choice((None, None, None, None, None, 1, 1, 0, 3))
     durable = chance.random() < 0.15
-    choice = chance.choice((InDoubt.RESEND, InDoubt.DROP)) if not offer.keyed and chance.random() < 0.05 else None
+    choice = chance.choice((InDoubt.RESEND, InDoubt.DROP)) if not offer.keyed and chance.random() < 0.15 else None
     return Job(
         f"job-{number}",
         copies=tuple(copies),
@@ -149,6 +149,13 @@ def wide(offer: Offer) -> Iterator[Scenario]:
         yield Scenario(offer=offer, jobs=(replace(_PLAIN[0], choice=InDoubt.RESEND),))
 
 
+def least(offer: Offer) -> Iterator[Scenario]:
+    """What pairs of faults are tried on: one email that is ready, and one that may rather arrive twice."""
+    yield next(small(offer))
+    if not offer.keyed:
+        yield Scenario(offer=offer, jobs=(replace(_PLAIN[0], copies=(0.0,), choice=InDoubt.RESEND),))
+
+
 def singles(scenario: Scenario, plan: Plan | None = None) -> Iterator[Plan]:
     """Every fault at every step that is met, one at a time, on top of those of a plan and after them."""
     before = dict(plan or {})
@@ -188,18 +195,32 @@ def _telling_sizes(offer: Offer, kind: Kind, op: str) -> tuple[float, ...]:
     return (0.0,)
 
 
+#: What becomes of one step while workers take turns at others.
+_FATES = (
+    Fault(Kind.BEFORE),
+    Fault(Kind.LOST),
+    Fault(Kind.LATE, 1.0),
+    Fault(Kind.OUTAGE, 70.0),
+    Fault(Kind.CRASH_BEFORE),
+    Fault(Kind.CRASH_AFTER),
+    Fault(Kind.CRASH_LATE, 1.0),
+    Fault(Kind.PAUSE_AFTER, 100.0),
+    Fault(Kind.STEP, 7_000.0),
+)
+
+
 def interleavings(offer: Offer, most: int) -> Iterator[tuple[Scenario, Plan]]:
     """Two workers with copies of one message, held up at up to `most` steps, in turns; and one of them may fail."""
-    scenario = Scenario(offer=offer, jobs=(Job("job-1", copies=(0.0, 0.0)),))
-    spots = [Spot("job-1", number) for number in range(2, 12)]
-    fates = (None, Fault(Kind.BEFORE), Fault(Kind.LOST), Fault(Kind.CRASH_AFTER), Fault(Kind.PAUSE_AFTER, 100.0))
-    for count in range(most + 1):
-        for held in combinations(spots, count):
-            turns = {spot: Fault(Kind.PAUSE_BEFORE, 0.001) for spot in held}
-            yield scenario, turns
-            for at in spots:
-                if at not in turns:
-                    yield from ((scenario, {**turns, at: fate}) for fate in fates if fate is not None)
+    spots = [Spot("job-1", number) for number in range(2, 14)]
+    for job in (*_PLAIN, *_BUILT):
+        scenario = Scenario(offer=offer, jobs=(replace(job, copies=(0.0, 0.0)),))
+        for count in range(most + 1):
+            for held in combinations(spots, count):
+                turns = {spot: Fault(Kind.PAUSE_BEFORE, 0.001) for spot in held}
+                yield scenario, turns
+                for at in spots:
+                    if at not in turns:
+                        yield from ((scenario, {**turns, at: fate}) for fate in _FATES)
 
 
 def shrink(found: Verdict) -> Verdict:

@@ -24,7 +24,7 @@ class Scheduler:
         self._events: list[tuple[float, int, Action | greenlet]] = []
         self._numbers = count()
         self._idle: list[greenlet] = []
-        self._loop = getcurrent()
+        self._caller = getcurrent()
 
     def at(self, when: float, action: Action) -> None:
         """Let it happen then, or as soon as time has come that far."""
@@ -32,9 +32,10 @@ class Scheduler:
 
     def run(self) -> None:
         """Until nothing is left to happen. Raises what an action raised, and nothing happens after that."""
-        self._loop = getcurrent()
+        self._caller = getcurrent()
         try:
-            self._go_on()
+            # On a stack of its own: what an action raises ends up here, and in the middle of no other action.
+            greenlet(self._go_on).switch()
         finally:
             self._stop()
 
@@ -45,24 +46,20 @@ class Scheduler:
             self.now = until
             return
         heappush(self._events, (until, next(self._numbers), getcurrent()))
-        self._loop.switch()
+        other = self._idle.pop() if self._idle else greenlet(self._go_on, self._caller)
+        other.switch()
 
     def _go_on(self) -> None:
-        while self._events:
-            when, _, action = heappop(self._events)
+        """One action after another, on this stack, until one that was held up goes on where it was."""
+        events = self._events
+        while events:
+            when, _, action = heappop(events)
             self.now = max(self.now, when)
             if isinstance(action, greenlet):
+                self._idle.append(getcurrent())
                 action.switch()
             else:
-                runner = self._idle.pop() if self._idle else greenlet(self._serve)
-                runner.switch(action)
-
-    def _serve(self, action: Action) -> None:
-        """One stack after another action; it is given the next one when it is not in the middle of any."""
-        while True:
-            action()
-            self._idle.append(getcurrent())
-            action = self._loop.switch()
+                action()
 
     def _stop(self) -> None:
         """What is held up is not to go on; it sees a `GreenletExit`."""

@@ -8,17 +8,21 @@ what `tests.sim.faults` has for it.
 from __future__ import annotations
 
 import random
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import count
 from typing import Any, TypeVar
 from unittest.mock import patch
 
+import msgspec
 from dramatiq import Message
 
+from idem import bulk
 from idem.bulk import cut, parts_of
 from idem.clock import Deadline
 from idem.email import Email
@@ -62,11 +66,11 @@ _LAST_PAUSE_SECONDS = 0.1
 _DEAF_SECONDS = 150.0
 #: How often somebody looks after what is in doubt: often where that can find something.
 _RECONCILE_SECONDS = 1_800.0
-_SEARCH_SECONDS = 31.0
+_SEARCH_SECONDS = 61.0
 #: When reconcilers have found nothing to do for so long, they are through: longer than any patience of theirs.
 _QUIET_SECONDS = 40_000.0
 _RECONCILER = "reconciler"
-_SETTINGS = Settings()
+_APP = App(Settings())
 #: More than any job can need, be it refused again and again until its window is over.
 _MOST_STEPS = 6_000
 _T = TypeVar("_T")
@@ -176,7 +180,9 @@ class Table(MemoryStore):
 
     def _applied(self, old: Record | None, new: Record) -> None:
         self._heard(old, new)
-        waiting = self.late.pop(new.key, [])
+        waiting = self.late.pop(new.key, None)
+        if waiting is None:
+            return
         left = [(transitions - 1, before, after) for transitions, before, after in waiting]
         if later := [each for each in left if each[0]]:
             self.late[new.key] = later
@@ -229,7 +235,10 @@ class _Store:
             self._worker.tries(new)
         self._worker.untold.add(new.key)
         stored = self._worker.io(
-            "swap", partial(self._swap, old, new), LedgerUnavailable, late=partial(self._table.delay, old, new)
+            "swap",
+            lambda: self._swap(old, new),
+            LedgerUnavailable,
+            late=lambda transitions: self._table.delay(old, new, transitions),
         )
         self._worker.untold.discard(new.key)
         return stored
@@ -386,7 +395,8 @@ class Queue:
         self._last += 1
         self._touched = self._last
         letter = self.letters[self._last] = Letter(self._last, message, job)
-        self._keys.update(keys_of(message))
+        for key in keys_of(message):
+            self._keys[key] += 1
         self._due(letter, 0.0)
 
     def take(self) -> Letter | None:
@@ -434,7 +444,8 @@ class Queue:
 
     def _drop(self, letter: Letter) -> None:
         del self.letters[letter.number]
-        self._keys.subtract(keys_of(letter.message))
+        for key in keys_of(letter.message):
+            self._keys[key] -= 1
 
     def _expired(self, letter: Letter, receipt: int) -> None:
         if letter.in_flight and letter.receipt == receipt and letter.number in self.letters:
@@ -487,26 +498,37 @@ class Worker:
         self._calls: dict[str, Call] = {}
         self._tried: dict[tuple[str, int], tuple[float, float]] = {}
         self._delivery: tuple[Letter, int, float] | None = None
+        self._store, self._line = _Store(self, world.table), _Line(self, world.side)
         self.start()
 
     def start(self) -> None:
         """Begin anew: what a process knows is gone."""
+        # Its parts are made when they are asked for: most processes die before that.
+        for name in ("ledger", "performer", "app", "reconciler"):
+            self.__dict__.pop(name, None)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The process's own."""
         world = self.world
-        store = _Store(self, world.table)
-        self.ledger = Ledger(
-            store,
+        return Ledger(
+            self._store,
             policy=world.policy,
             provider="simulated",
             clock=self.clock,
             new_id=world.new_id,
             jitter=world.jitter,
         )
-        line = _Line(self, world.side)
-        gate = Gate(store, "simulated", clock=self.clock, probe_seconds=2 * HTTP, jitter=world.jitter)
+
+    @cached_property
+    def performer(self) -> Performer:
+        """The process's own, with a gate and a sender."""
+        world = self.world
+        gate = Gate(self._store, "simulated", clock=self.clock, probe_seconds=2 * HTTP, jitter=world.jitter)
         heed: dict[str, Any] = {"heed": gate.heed} if world.gated else {}
         sender = Sender(
             self.ledger,
-            line,
+            self._line,
             clock=self.clock,
             http_timeout_seconds=HTTP,
             namespace=NAMESPACE,
@@ -515,18 +537,14 @@ class Worker:
             **heed,
         )
         broker: Any = Producing(self)
-        self._performer = Performer(
+        return Performer(
             sender, broker, world.functions, ledger=self.ledger, gate=gate, policy=world.policy, clock=self.clock
         )
-        self._store, self._line = store, line
-        # Made when they are asked for: most processes die before that.
-        self.__dict__.pop("app", None)
-        self.__dict__.pop("reconciler", None)
 
     @cached_property
     def app(self) -> App:
         """The process's own, as far as it enqueues."""
-        app = App(_SETTINGS)
+        app = copy(_APP)
         app.__dict__ |= {"ledger": self.ledger, "broker": Producing(self)}
         return app
 
@@ -539,7 +557,8 @@ class Worker:
             clock=self.clock,
             namespace=NAMESPACE,
             patience=PATIENCE,
-            resume=self.app.resume,
+            # Most never have anything to resume, and an application of their own is made for it.
+            resume=lambda key: self.app.resume(key),  # noqa: PLW0108
             events=EventNotes(self._store, clock=self.clock, keep_seconds=KEEP_SECONDS),
         )
 
@@ -577,9 +596,9 @@ class Worker:
     def _perform(self, letter: Letter, receipt: int) -> None:
         message = letter.message
         self._calls, self._tried, self.untold = {}, {}, set()
-        disposition = self._performer.perform(message, message.kwargs)
+        disposition = self.performer.perform(message, message.kwargs)
         self._check_answered()
-        self.world.say(self, lambda: f"{type(disposition).__name__}")
+        self.world.say(self, type(disposition).__name__)
         try:
             self.io(
                 self.lossy("dispose"), partial(self.world.queue.end, letter, receipt, disposition), BrokerUnavailable
@@ -619,7 +638,7 @@ class Worker:
         self.world.dispatch()
 
     def _crashed(self) -> None:
-        self.world.say(self, lambda: "has crashed")
+        self.world.say(self, "has crashed")
         self._expire()
         self._calls = {}
         self.clock.deaf_until = 0.0
@@ -648,11 +667,10 @@ class Worker:
         fault = world.faults.meet(self.name, op)
         if world.faults.steps > world.most_steps:
             raise Violation("L0 it does not come to an end")
+        if world.tracing:
+            world.say(self, op if fault is None else f"{op}: {fault}")
         if fault is None:
-            if world.tracing:
-                world.say(self, lambda: op)
             return None
-        world.say(self, lambda: f"{op}: {fault}")
         if fault.kind is Kind.PAUSE_BEFORE:
             self.hold(fault.size)
         elif fault.kind is Kind.STEP:
@@ -672,13 +690,13 @@ class Worker:
         fault = self.meet(op)
         if error is LedgerUnavailable and self.world.scheduler.now < self.clock.deaf_until:
             raise error("no answer")
-        return self._apply(fault, apply, error, late)
-
-    def _apply(
-        self, fault: Fault | None, apply: Callable[[], _T], error: type[IdemError], late: Callable[[int], None] | None
-    ) -> _T:
         if fault is None or fault.kind in _BEFORE_THE_CALL:
             return apply()
+        return self._fail(fault, apply, error, late)
+
+    def _fail(
+        self, fault: Fault, apply: Callable[[], _T], error: type[IdemError], late: Callable[[int], None] | None
+    ) -> _T:
         match fault.kind:
             case Kind.OUTAGE:
                 self.clock.deaf_until = self.world.scheduler.now + fault.size
@@ -724,7 +742,8 @@ class Worker:
 
     def wrote(self, old: Record | None, new: Record) -> None:
         """A write of this worker was applied."""
-        self.world.say(self, lambda: f"wrote {new.key} {new.state} v{new.version}")
+        if self.world.tracing:
+            self.world.say(self, f"wrote {new.key} {new.state} v{new.version}")
         if new.state is State.SENDING and (old is None or _begins(old, new)):
             call = self.world.calls[attempt_of(new)]
             call.tried_at = self._tried[attempt_of(new)]
@@ -738,7 +757,7 @@ class Worker:
 
     def heard(self, name: str, outcome: Outcome) -> Outcome:
         """An answer has come in about a provider key."""
-        self.world.say(self, lambda: f"heard {type(outcome).__name__}")
+        self.world.say(self, f"heard {type(outcome).__name__}")
         if name in self._calls:
             self._calls[name].outcome = outcome
             self._calls[name].heard_at = self.clock.both()
@@ -793,6 +812,8 @@ class World:
         self.calls: dict[tuple[str, int], Call] = {}
         #: The same by key, in order.
         self.attempts: defaultdict[str, list[Call]] = defaultdict(list)
+        #: The key and the generation that a derived key is for.
+        self.derived: dict[str, tuple[str, int]] = {}
         self.known: set[str] = set()
         #: Schedules that a scheduler has joined.
         self.begun: set[str] = set()
@@ -818,10 +839,12 @@ class World:
         self._ids = count(1)
         self._built = count(1)
         self.pause_seconds = _SEARCH_SECONDS if scenario.offer is Offer.SEARCHABLE else _RECONCILE_SECONDS
+        self._assigning = False
         self._quiet = 0.0
         self._writes_seen = -1
-        #: Kept, so that no two have one identity.
-        self._payloads: list[Mapping[str, Any]] = []
+        self._messages: dict[tuple[str, bool], Message[None]] = {}
+        #: What each list was split into, which never changes.
+        self._parts: dict[str, list[str]] = {}
         self.functions: dict[str, JobFunction] = {"build": self._build}
         self.workers = [Worker(self, number, skew) for number, skew in enumerate(scenario.skews, 1)]
 
@@ -831,29 +854,29 @@ class World:
             self._announce(job)
         if self.scenario.clerk:
             self.later(self.pause_seconds, self._reconcile)
-        with self._reading_once():
+        with self._reading_once(), patch.object(uuid, "uuid4", self._message_id):
             self.scheduler.run()
         self._at_rest = True
         self.table.arrive()
 
     @contextmanager
     def _reading_once(self) -> Iterator[None]:
-        """What a message says is the same at each delivery, so it is read once; unless how to read is what is wrong."""
+        """What is the same bytes is the same emails, so it is read once; unless how to read is what is wrong."""
         if vars(actors)["read_message"] is not read_message:
             yield
             return
-        asked: dict[tuple[int, str], Asked] = {}
+        asked: dict[tuple[bytes, str], Asked] = {}
 
         def read(payload: Mapping[str, Any], message_id: str) -> Asked:
-            name = id(payload), message_id
+            name = msgspec.json.encode(payload), "" if "key" in payload else message_id
             found = asked.get(name)
-            if found is None:
-                found = asked[name] = read_message(payload, message_id)
-                self._payloads.append(payload)
-            return found
+            return asked.setdefault(name, read_message(payload, message_id)) if found is None else found
 
-        with patch.object(actors, "read_message", read):
+        with patch.object(actors, "read_message", read), patch.object(bulk, "decode", cache(bulk.decode)):
             yield
+
+    def _message_id(self) -> str:
+        return f"m{next(self._ids)}"
 
     def new_id(self) -> str:
         """A claim id."""
@@ -863,11 +886,11 @@ class World:
         """Let it happen after so many true seconds."""
         self.scheduler.at(self.scheduler.now + seconds, action)
 
-    def say(self, worker: Worker, what: Callable[[], str]) -> None:
+    def say(self, worker: Worker, what: str) -> None:
         """Write into the trace."""
         if self.tracing:
             at = self.scheduler.now - START
-            self.trace.append(f"{at:12.3f} machine {worker.number} {worker.name}: {what()}")
+            self.trace.append(f"{at:12.3f} machine {worker.number} {worker.name}: {what}")
 
     def step_clock(self, worker: Worker, seconds: float) -> None:
         """Somebody sets a machine's wall clock."""
@@ -921,15 +944,22 @@ class World:
         raise Violation(f"L0 {job.name}: its producer could not write it down")
 
     def _message(self, job: Job, number: int) -> Message[None]:
+        """A copy of what asks for a job; the second one of a conflict is about another email."""
+        name = job.name, job.conflict and number > 0
+        if name not in self._messages:
+            message = self._bulk_message(job) if job.bulk else self._job_message(job, other=name[1])
+            self._messages[name] = replace(message, message_timestamp=int(self.scheduler.now * 1000))
+        return self._messages[name]
+
+    def _bulk_message(self, job: Job) -> Message[None]:
+        names = [f"{job.name}/{n}" for n in range(1, job.bulk + 1)]
+        self._ask({name: name for name in names})
+        return part_message(next(cut(job.name, [self.email(job, name, "text") for name in names])))
+
+    def _job_message(self, job: Job, *, other: bool) -> Message[None]:
         key = job.name if job.keyed else None
-        if job.bulk:
-            names = [f"{job.name}/{n}" for n in range(1, job.bulk + 1)]
-            self._ask({name: name for name in names})
-            emails = [self.email(job, name, "text") for name in names]
-            return replace(part_message(next(cut(job.name, emails))), message_timestamp=int(self.scheduler.now * 1000))
         if job.emails is None:
-            email = self.email(job, job.name, "other" if job.conflict and number else "text")
-            message = email_message(email, key, job.choice)[0]
+            message = email_message(self.email(job, job.name, "other" if other else "text"), key, job.choice)[0]
         else:
             name = "late" if job.unknown_until else "build"
             message = job_message(name, [job.name, job.emails], {}, key, job.choice)[0]
@@ -941,7 +971,7 @@ class World:
         members = [f"/{n}" for n in range(1, job.emails + 1)] if job.emails is not None and job.emails > 1 else [""]
         self._ask({f"{job.name}{member}": f"{own}{member}" for member in members})
         self.long[own] = job.long
-        return replace(message, kwargs=kwargs, message_id=message_id, message_timestamp=int(self.scheduler.now * 1000))
+        return replace(message, kwargs=kwargs, message_id=message_id)
 
     def _ask(self, keys: Mapping[str, str]) -> None:
         self.keys |= keys
@@ -964,10 +994,12 @@ class World:
 
     def dispatch(self) -> None:
         """Something is ready, or somebody free."""
-        if self.queue.has_ready:
+        if self.queue.has_ready and not self._assigning:
+            self._assigning = True
             self.scheduler.at(self.scheduler.now, self._assign)
 
     def _assign(self) -> None:
+        self._assigning = False
         free = [worker for worker in self.workers if not worker.busy]
         letter = self.queue.take() if free else None
         if letter is not None:
@@ -1009,6 +1041,7 @@ class World:
             if name not in self.calls:
                 call = self.calls[name] = Call(new.key, new.claim_id, new.updated_at)
                 self.attempts[new.key].append(call)
+                self.derived[provider_key(NAMESPACE, new.key, new.generation)] = new.key, new.generation
         elif old is not None and old.state is State.SENDING and new.claim_id == old.claim_id:
             self.calls[attempt_of(old)].recorded = True
         if new.ended and not self._at_rest and (old is None or not old.ended):
@@ -1040,9 +1073,11 @@ class World:
         if record is None or not (record.ended or _is_reopened(record)):
             raise Violation(f"A {key}: acknowledged while {record.state if record else 'absent'}")
         if record.state is State.SPLIT:
-            for part in parts_of(record):
-                if self.table.read(part.key) is None and not self.queue.holds(part.key):
-                    raise Violation(f"A {part.key}: nobody has it, and the list it belongs to is acknowledged")
+            if key not in self._parts:
+                self._parts[key] = [part.key for part in parts_of(record)]
+            for part in self._parts[key]:
+                if self.table.read(part) is None and not self.queue.holds(part):
+                    raise Violation(f"A {part}: nobody has it, and the list it belongs to is acknowledged")
 
 
 def _is_reopened(record: Record) -> bool:
