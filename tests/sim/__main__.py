@@ -23,7 +23,20 @@ from typing import Any
 from idem.protocol import State
 from tests.sim.faults import Faults, Plan
 from tests.sim.provider import Offer
-from tests.sim.scenarios import Verdict, interleavings, least, of_seed, pairs, run, shrink, singles, small, wide
+from tests.sim.scenarios import (
+    Verdict,
+    interleavings,
+    late_writes,
+    least,
+    long_outages,
+    of_seed,
+    pairs,
+    run,
+    shrink,
+    singles,
+    small,
+    wide,
+)
 from tests.sim.world import Scenario
 
 #: At how many steps two workers are held up at the most.
@@ -172,6 +185,8 @@ _TIERS: Mapping[str, Callable[[Offer], Iterator[tuple[Scenario, Plan]]]] = {
         (each, plan) for each in wide(offer) for plan in singles(each)
     ),
     "two workers and a reconciler in turns": lambda offer: interleavings(offer, _HELD_UP),
+    "late writes of a durable list": late_writes,
+    "long outages": long_outages,
     "pairs of faults": lambda offer: ((each, plan) for each in least(offer) for plan in pairs(each)),
 }
 

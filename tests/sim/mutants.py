@@ -14,13 +14,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import count
+from datetime import UTC
+from functools import partial
+from itertools import chain, count
 from typing import Any
 from unittest.mock import patch
 
 from idem import clock as idem_clock
 from idem import ledger, policy, protocol, reconcile, send
 from idem.email import Email
+from idem.keys import slot_key
 from idem.outcome import Accepted, Outcome, Unknown
 from idem.protocol import CLAIM, SETTLE, Doubt, Move, Record, Resolution, Standing, State, Verdict
 from idem.providers.base import Contract, Meaning, Row
@@ -28,7 +31,18 @@ from idem.stores import memory
 from tests.sim import world
 from tests.sim.faults import Faults, Plan
 from tests.sim.provider import Offer
-from tests.sim.scenarios import interleavings, least, of_seed, run, singles, small, wide
+from tests.sim.scenarios import (
+    interleavings,
+    late_writes,
+    least,
+    long_outages,
+    of_seed,
+    pairs,
+    run,
+    singles,
+    small,
+    wide,
+)
 from tests.sim.world import Scenario
 from workers import actors
 from workers.brokers.base import Acknowledge, Disposition
@@ -201,6 +215,24 @@ def _write_slots_first(self: Any, cell: int, marks: list[str], now: int) -> None
         self._expect(cell, mark, Entry(now), now)
 
 
+def _key_by_wall_time(self: Schedule, slot: int) -> str:
+    return slot_key(self.name, self.local(slot).replace(tzinfo=UTC))
+
+
+def _swap_by_adding(self: memory.MemoryStore, old: Record | None, new: Record) -> Record | None:
+    """Whoever adds to the version does not compare it."""
+    stored = self._records.get(new.key)
+    if _claim_and_state(stored) != _claim_and_state(old):
+        return stored
+    version = 1 if stored is None else stored.version + 1
+    self._records[new.key] = replace(new, version=version)
+    return None
+
+
+def _claim_and_state(record: Record | None) -> tuple[str, State] | None:
+    return None if record is None else (record.claim_id, record.state)
+
+
 def _key_by_run(self: Schedule, slot: int) -> str:
     return f"{_KEY(self, slot)}" if not next(_RECEIPTS) % 2 else f"{_KEY(self, slot)} again"
 
@@ -239,6 +271,10 @@ def _pause_for_hours(*given: Any, **named: Any) -> float:
 
 def _expire(move: Move, *_: Any) -> Move:
     return Move.EXPIRE if move is Move.BEGIN else move
+
+
+def _begin_all(move: Move, *_: Any) -> Move:
+    return move
 
 
 def _resend_all(self: reconcile.Reconciler, record: Record, _provider: Any) -> Sequence[reconcile.Step]:
@@ -311,10 +347,13 @@ MUTANTS: Mapping[str, Callable[[], Sequence[Patch]]] = {
     "a claim that was lost is renewed": lambda: [_swap(protocol, "is_building", _always)],
     "a durable list is not kept": lambda: [_swap(ledger.Ledger, "freeze_list", _fix_in_memory)],
     "a slot is noted before it is enqueued": lambda: [_swap(Scheduler, "_do", _write_slots_first)],
+    "a slot is named by its wall time": lambda: [_swap(Schedule, "key", _key_by_wall_time)],
+    "a version is added to": lambda: [_swap(memory.MemoryStore, "swap", _swap_by_adding)],
     "a slot has another key each time": lambda: [_swap(Schedule, "key", _key_by_run)],
     "nobody sweeps": lambda: [_swap(memory.MemoryStore, "asked", _none)],
     "nobody hears": lambda: [_swap(reconcile.Reconciler, "_hear", _never)],
     "what was not sent is dropped": lambda: [_row(SETTLE, (Verdict.NOT_SENT, Doubt.NONE), State.DROPPED)],
+    "it is never too late": lambda: [_swap(protocol, "_begin_in_time", _begin_all)],
     "it is always too late": lambda: [_swap(protocol, "_begin_in_time", _expire)],
     "what is held in doubt is sent again": lambda: [_swap(reconcile.Reconciler, "_choose", _resend_all)],
     "one who was sent again is sent for ever": lambda: [_swap(protocol, "settle", _settle_waived)],
@@ -345,8 +384,9 @@ def planted(name: str) -> Iterator[None]:
 
 
 def catch(name: str) -> Iterator[Caught]:
-    """Each tier that catches this bug, the quickest one first."""
-    for tier in _TIERS:
+    """Each tier that catches this bug, the quickest one first, or the one that is known to."""
+    known = _CAUGHT_BY.get(name)
+    for tier in sorted(_TIERS, key=lambda tier: tier != known):
         found = _caught_by(tier, name)
         if found is not None:
             yield found
@@ -373,38 +413,28 @@ def _problem(case: tuple[Scenario, Plan | None]) -> str | None:
 def _singles() -> Iterator[tuple[Scenario, Plan]]:
     for offer in Offer:
         for scenario in small(offer):
-            yield from ((scenario, plan) for plan in _still(scenario, None))
+            yield from ((scenario, plan) for plan in singles(scenario))
 
 
 def _wide() -> Iterator[tuple[Scenario, Plan]]:
     for offer in Offer:
         for scenario in wide(offer):
-            yield from ((scenario, plan) for plan in _still(scenario, None))
+            yield from ((scenario, plan) for plan in singles(scenario))
 
 
 def _pairs() -> Iterator[tuple[Scenario, Plan]]:
     chance = random.Random(1)
-    for offer in Offer:
-        usual, *others = least(offer)
-        for first in _still(usual, None):
-            second = list(_still(usual, first))
+    for scenario in chain.from_iterable(map(least, reversed(Offer))):
+        if scenario.jobs[0].choice is not None:
+            yield from ((scenario, plan) for plan in pairs(scenario))
+    for usual in (next(least(offer)) for offer in Offer):
+        for first in singles(usual):
+            second = list(singles(usual, first))
             yield from ((usual, plan) for plan in chance.sample(second, min(_SECONDS, len(second))))
-        for scenario in others:
-            for first in _still(scenario, None):
-                yield from ((scenario, plan) for plan in _still(scenario, first))
 
 
-def _still(scenario: Scenario, plan: Plan | None) -> Sequence[Plan]:
-    """The plans; none beyond a run that itself violates something."""
-    try:
-        return [plan or {}, *singles(scenario, plan)]
-    except Exception:
-        return [plan or {}]
-
-
-def _turns() -> Iterator[tuple[Scenario, Plan]]:
-    for offer in Offer:
-        yield from interleavings(offer, 1)
+def _of_each_offer(tier: Callable[[Offer], Iterator[tuple[Scenario, Plan]]]) -> Iterator[tuple[Scenario, Plan]]:
+    return chain.from_iterable(map(tier, Offer))
 
 
 def _seeds() -> Iterator[tuple[Scenario, None]]:
@@ -414,9 +444,25 @@ def _seeds() -> Iterator[tuple[Scenario, None]]:
 _TIERS: Mapping[str, Callable[[], Iterator[tuple[Scenario, Plan | None]]]] = {
     "single faults": _singles,
     "random runs": _seeds,
-    "two workers in turns": _turns,
+    "two workers in turns": partial(_of_each_offer, partial(interleavings, most=1)),
     "single faults of lists, slots and events": _wide,
     "pairs of faults": _pairs,
+    "late writes of a durable list": partial(_of_each_offer, late_writes),
+    "long outages": partial(_of_each_offer, long_outages),
+}
+
+
+#: Who is to be asked first about bugs that the quicker tiers do not see.
+_CAUGHT_BY: Mapping[str, str] = {
+    "a durable list is not kept": "single faults of lists, slots and events",
+    "a slot has another key each time": "single faults of lists, slots and events",
+    "a slot is named by its wall time": "single faults of lists, slots and events",
+    "a slot is noted before it is enqueued": "single faults of lists, slots and events",
+    "a version is added to": "late writes of a durable list",
+    "nobody hears": "random runs",
+    "the window counts from the latest attempt": "long outages",
+    "one look that shows nothing is believed": "random runs",
+    "one who was sent again is sent for ever": "pairs of faults",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import partial
 from itertools import count
 from typing import Any
@@ -44,14 +44,34 @@ def world_of(scenario: Scenario, faults: Faults, *, tracing: bool = False) -> Wo
     return world
 
 
+class _Autumn(tzinfo):
+    """A time zone whose clocks go back by a slot after the first one: two slots have one wall time."""
+
+    def __init__(self, first: int) -> None:
+        self._first = datetime.fromtimestamp(first, UTC)
+
+    def fromutc(self, when: datetime) -> datetime:
+        summer = when.replace(tzinfo=UTC) <= self._first
+        return when + timedelta(seconds=_SLOT_SECONDS) if summer else when.replace(fold=1)
+
+    def utcoffset(self, when: datetime | None) -> timedelta:
+        return timedelta(seconds=0 if when is None or when.fold else _SLOT_SECONDS)
+
+    def dst(self, when: datetime | None) -> timedelta:
+        return self.utcoffset(when)
+
+    def tzname(self, when: datetime | None) -> str:
+        return "winter" if when is None or when.fold else "summer"
+
+
 class _Listed:
     """A rule that ends: whoever was away for a day does not have a day's slots to make up for."""
 
     text = "listed"
-    zone = UTC
 
     def __init__(self, slots: Sequence[int]) -> None:
         self._slots = slots
+        self.zone = _Autumn(slots[0])
 
     def next(self, after: int) -> int | None:
         return next((slot for slot in self._slots if slot > after), None)

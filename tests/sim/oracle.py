@@ -73,10 +73,15 @@ def _of_rest(world: World) -> Iterator[str]:
 
 
 def _record_of(world: World, job: Job, key: str) -> Record | None:
-    """What says what became of an email: its own record, or that of the request that it was to go out in."""
+    """What says what became of an email: its own record, that of its request, or that of a list that came too late."""
     several = job.bulk or job.emails or 0
     own = world.table.read(key)
-    return own if own is not None or several < 2 else world.table.read(range_key(key.rpartition("/")[0], 1, several))
+    if own is not None or several < 2:
+        return own
+    stem = key.rpartition("/")[0]
+    whole = world.table.read(stem)
+    expired = whole is not None and whole.state is State.EXPIRED
+    return whole if expired else world.table.read(range_key(stem, 1, several))
 
 
 def _of_email(world: World, job: Job, key: str, record: Record | None, accepted: Sequence[str]) -> Iterator[str]:
@@ -91,6 +96,7 @@ def _of_email(world: World, job: Job, key: str, record: Record | None, accepted:
         yield f"Q {key}: sent again, although its job did not choose that it may arrive twice"
     if (job.emails == 0) is not (record.state is State.SPLIT):
         yield f"L0 {key}: a job with {'an' if job.emails != 0 else 'no'} email is {record.state}"
+    yield from _of_late(world, job, record.key)
     yield from _of_end(world, job, key, record, accepted)
     noted = record.state is State.SENT or any(item.kind == ACCEPTANCE for item in record.evidence)
     if record.key in world.known and not noted:
@@ -114,6 +120,8 @@ def _of_end(world: World, job: Job, key: str, record: Record, accepted: Sequence
                 yield f"L0 {key}: dropped, as {record.reason}"
             if job.choice is InDoubt.DROP and not any(map(_is_open, world.attempts[record.key])):
                 yield f"L0 {key}: dropped, and nothing about it was in doubt"
+        case State.EXPIRED:
+            yield from _of_expired(world, job, record.key, accepted)
         case State.IN_DOUBT | State.SPLIT:
             return
         case end:
@@ -130,6 +138,20 @@ def _of_sent(world: World, key: str, record: Record, accepted: Sequence[str]) ->
         yield f"L0 {key}: sent, and without a record of its own"
     elif record.message_id not in accepted:
         yield f"L0 {key}: sent as {record.message_id}, which is not its own"
+
+
+def _of_expired(world: World, job: Job, key: str, accepted: Sequence[str]) -> Iterator[str]:
+    if accepted:
+        yield f"L0 {key}: expired, and accepted"
+    if job.expires_at is None or world.ended[key] < job.expires_at - world.spread_seconds:
+        yield f"L0 {key}: expired before its time"
+
+
+def _of_late(world: World, job: Job, key: str) -> Iterator[str]:
+    """What begins too late, by the clock of who begins it."""
+    first = next(iter(world.attempts[key]), None)
+    if first is not None and job.expires_at is not None and first.started >= job.expires_at:
+        yield f"L0 {key}: its first attempt began {first.started - job.expires_at:,.0f} s too late"
 
 
 def _resent(record: Record) -> int:

@@ -82,8 +82,9 @@ def _job(chance: random.Random, number: int, offer: Offer) -> Job:
     copies = [begins, *(begins + chance.choice((0.0, 0.5, 30.0, 200.0)) for _ in range(chance.choice((0, 0, 0, 1, 2))))]
     if number % 25 == 0:
         return Job(f"slots-{number}", copies=(), slots=1)
+    expires = chance.choice((60.0, 3_600.0)) if chance.random() < 0.05 else None
     if chance.random() < 0.05:
-        return Job(f"bulk-{number}", copies=tuple(copies), bulk=3, durable=chance.random() < 0.3)
+        return Job(f"bulk-{number}", copies=tuple(copies), bulk=3, durable=chance.random() < 0.3, expires=expires)
     emails = chance.choice((None, None, None, None, None, 1, 1, 0, 3))
     durable = chance.random() < 0.15
     choice = chance.choice((InDoubt.RESEND, InDoubt.DROP)) if not offer.keyed and chance.random() < 0.15 else None
@@ -93,18 +94,19 @@ def _job(chance: random.Random, number: int, offer: Offer) -> Job:
         emails=emails,
         keyed=durable or chance.random() < 0.8,
         choice=choice,
-        invalid=emails is None and chance.random() < 0.03,
+        invalid=emails is None and chance.random() < 0.005,
         conflict=emails is None and not durable and len(copies) > 1 and chance.random() < 0.05,
         unknown_until=100.0 if emails == 1 and chance.random() < 0.1 else 0.0,
         long=chance.choice((1, 3, 9)) if emails is not None and chance.random() < 0.3 else 0,
         durable=durable,
+        expires=None if emails == 0 else expires,
     )
 
 
 def _with_one_refused(chance: random.Random, job: Job) -> Job:
     """Some lists and bulks, where each email has a request, or an answer, of its own."""
     several = max(job.bulk, job.emails or 0)
-    return replace(job, refused=chance.randint(1, several)) if several > 1 and chance.random() < 0.15 else job
+    return replace(job, refused=chance.randint(1, several)) if several > 1 and chance.random() < 0.05 else job
 
 
 def _skews(chance: random.Random) -> tuple[float, ...]:
@@ -139,6 +141,8 @@ def wide(offer: Offer) -> Iterator[Scenario]:
     ):
         yield Scenario(offer=offer, jobs=(job,))
     yield Scenario(offer=offer, jobs=(Job("slots-1", copies=(), slots=2),))
+    for job in (_PLAIN[0], _BUILT_LONG[0]):
+        yield Scenario(offer=offer, jobs=(replace(job, expires=70.0),))
     if offer.keyed:
         for keys in BatchKeys:
             yield Scenario(offer=offer, jobs=(_BULK,), batch=keys)
@@ -157,16 +161,28 @@ def least(offer: Offer) -> Iterator[Scenario]:
 
 
 def singles(scenario: Scenario, plan: Plan | None = None) -> Iterator[Plan]:
-    """Every fault at every step that is met, one at a time, on top of those of a plan and after them."""
+    """Every fault at every step that is met, one at a time, on top of those of a plan and after them.
+
+    The plan alone, where that goes wrong already.
+    """
     before = dict(plan or {})
-    noted = Noted(before)
+    try:
+        spots = _met_after(scenario, before)
+    except Exception:
+        yield before
+        return
+    for spot, op in spots:
+        yield from ({**before, spot: fault} for fault in _faults(scenario.offer, op))
+
+
+def _met_after(scenario: Scenario, plan: Plan) -> Sequence[tuple[Spot, str]]:
+    """The steps that are met after the faults of a plan."""
+    noted = Noted(plan)
     world_of(scenario, noted).run()
     last: dict[str, int] = {}
-    for spot in before:
+    for spot in plan:
         last[spot.name] = max(last.get(spot.name, -1), spot.number)
-    for spot, op in noted.met:
-        if spot.number > last.get(spot.name, -1):
-            yield from ({**before, spot: fault} for fault in _faults(scenario.offer, op))
+    return [(spot, op) for spot, op in noted.met if spot.number > last.get(spot.name, -1)]
 
 
 def pairs(scenario: Scenario) -> Iterator[Plan]:
@@ -174,6 +190,45 @@ def pairs(scenario: Scenario) -> Iterator[Plan]:
     for plan in singles(scenario):
         yield plan
         yield from singles(scenario, plan)
+
+
+def late_writes(offer: Offer) -> Iterator[tuple[Scenario, Plan]]:
+    """Of a durable list, every write that arrives late, after every other fault."""
+    scenario = Scenario(offer=offer, jobs=(Job("job-1", emails=2, long=1, durable=True),))
+    for first in singles(scenario):
+        for plan in singles(scenario, first):
+            if list(plan.values())[-1].kind in {Kind.LATE, Kind.CRASH_LATE}:
+                yield scenario, plan
+
+
+#: What an outage of half a day is made of: two requests that nobody hears an answer to, hours apart.
+_HALF_A_DAY = (
+    Fault(Kind.LOST),
+    Fault(Kind.PAUSE_BEFORE, 20_000.0),
+    Fault(Kind.LOST),
+    Fault(Kind.PAUSE_BEFORE, WINDOW_SECONDS - 16_400.0),
+)
+
+
+def long_outages(offer: Offer) -> Iterator[tuple[Scenario, Plan]]:
+    """One email through such an outage, each part of it at every step; nobody else is there to go on with it."""
+    scenario = Scenario(offer=offer, jobs=(Job("job-1"),), skews=(0.0,))
+    yield from ((scenario, plan) for plan in _in_order(scenario, _HALF_A_DAY, {}))
+
+
+def _in_order(scenario: Scenario, faults: Sequence[Fault], plan: Plan) -> Iterator[Plan]:
+    """Every plan with these faults, in this order; one that goes wrong before the last of them as it is."""
+    if not faults:
+        yield plan
+        return
+    try:
+        spots = _met_after(scenario, plan)
+    except Exception:
+        yield plan
+        return
+    for spot, op in spots:
+        if faults[0].kind in KINDS[op]:
+            yield from _in_order(scenario, faults[1:], {**plan, spot: faults[0]})
 
 
 def _faults(offer: Offer, op: str) -> Iterator[Fault]:

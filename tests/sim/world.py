@@ -85,7 +85,8 @@ class Job:
     `emails` is how many its function builds, None for an email that is ready; `bulk`, how many a bulk carries; `slots`,
     how many runs of a schedule there are to be. The provider refuses one that is `invalid`, and of several emails the
     one with the number `refused`. One that is `durable` is in the ledger before it is in the queue, which
-    may then lose it. `long` is how many thirds of a lease it builds for: so often its claim is renewed.
+    may then lose it. `long` is how many thirds of a lease it builds for: so often its claim is renewed. It is too late
+    for a first attempt `expires` seconds after its first message.
     """
 
     name: str
@@ -101,6 +102,12 @@ class Job:
     bulk: int = 0
     slots: int = 0
     durable: bool = False
+    expires: float | None = None
+
+    @property
+    def expires_at(self) -> float | None:
+        """By the clock on the wall."""
+        return None if self.expires is None else START + self.copies[0] + self.expires
 
     def subject(self, name: str) -> str:
         """That of one of its emails, which tells the provider whether to refuse it."""
@@ -954,15 +961,18 @@ class World:
     def _bulk_message(self, job: Job) -> Message[None]:
         names = [f"{job.name}/{n}" for n in range(1, job.bulk + 1)]
         self._ask({name: name for name in names})
-        return part_message(next(cut(job.name, [self.email(job, name, "text") for name in names])))
+        emails = [self.email(job, name, "text") for name in names]
+        return part_message(next(cut(job.name, emails, expires_at=job.expires_at)))
 
     def _job_message(self, job: Job, *, other: bool) -> Message[None]:
         key = job.name if job.keyed else None
         if job.emails is None:
-            message = email_message(self.email(job, job.name, "other" if other else "text"), key, job.choice)[0]
+            email = self.email(job, job.name, "other" if other else "text")
+            message = email_message(email, key, job.choice, job.expires_at)[0]
         else:
             name = "late" if job.unknown_until else "build"
-            message = job_message(name, [job.name, job.emails], {}, key, job.choice)[0]
+            arguments = [job.name, job.emails]
+            message = job_message(name, arguments, {}, key, job.choice, expires_at=job.expires_at)[0]
         kwargs = (
             message.kwargs if job.keyed else {name: value for name, value in message.kwargs.items() if name != "key"}
         )
