@@ -30,15 +30,18 @@ def outcome(contract: Contract, answer: Answer | NoAnswer) -> Outcome:
         return answer.outcome()
     body = answer.json_object()
     code, message = error_of(contract, answer, body)
-    said = " ".join(filter(None, (code, message))) or "no message"
-    detail = redact(f"HTTP {answer.status}: {said}{_blamed(body)}")
     row = contract.row(answer.status, code, message)
-    meaning, wait = row.meaning, retry_after(contract, answer, body)
-    wait = row.pause_seconds if wait is None else wait
-    if meaning is Meaning.ACCEPTED:
-        return _accepted(contract, answer, body, detail)
+    meaning = row.meaning
     if meaning is Meaning.KNOWN:
         return Accepted(first_text(contract.reply.message_id, answer, body), replayed=True)
+    if meaning is Meaning.ACCEPTED and (message_id := _message_id(contract, answer, body)):
+        return Accepted(message_id, replayed=is_replay(contract, answer))
+    said = " ".join(filter(None, (code, message))) or "no message"
+    detail = redact(f"HTTP {answer.status}: {said}{_blamed(body)}")
+    if meaning is Meaning.ACCEPTED:
+        return Unknown(f"{detail} without an id")
+    wait = retry_after(contract, answer, body)
+    wait = row.pause_seconds if wait is None else wait
     # Asked of everybody: a 429 (RFC 6585), or an answer that names a time.
     limited = wait is not None or answer.status == HTTPStatus.TOO_MANY_REQUESTS
     return unaccepted(contract, meaning, detail, wait, limited=limited, replayed=is_replay(contract, answer))
@@ -65,12 +68,10 @@ def unaccepted(  # noqa: PLR0913 - all that an answer can say
     return NotSent(detail, wait, credentials=credentials, burnt=kept, replayed=replayed, limited=limited)
 
 
-def _accepted(contract: Contract, answer: Answer, body: Mapping[str, Any], detail: str) -> Outcome:
+def _message_id(contract: Contract, answer: Answer, body: Mapping[str, Any]) -> str | None:
     """A success names the email; one that does not may be a proxy's page."""
     message_id = first_text(contract.reply.message_id, answer, body)
-    if not message_id or len(message_id) > _MAX_MESSAGE_ID:
-        return Unknown(f"{detail} without an id")
-    return Accepted(message_id, replayed=is_replay(contract, answer))
+    return message_id if message_id and len(message_id) <= _MAX_MESSAGE_ID else None
 
 
 def batched(
