@@ -225,12 +225,21 @@ class Ledger:
         return noted if stored is None else stored
 
     def resolve(self, record: Record, resolution: Resolution, *, by: str, anew: bool = True) -> Record | None:
-        """Decide about a key from outside a claim; None where the record, as it is now, does not allow it."""
+        """Decide about a key from outside a claim; None where the record does not allow it, or has moved on.
+
+        What was judged is this record, with or without notes that came since: a later doubt, or what somebody else has
+        decided meanwhile, is not what the look-ups, the job or the person spoke of.
+        """
         claim_id = self._new_id()
         decide = partial(
             protocol.resolve, resolution=resolution, claim_id=claim_id, by=by, rules=self._rules, anew=anew
         )
-        return self._decide(record, lambda known, now: known and decide(known, now=now))
+
+        def judge(known: Record | None, now: float) -> Record | None:
+            judged = known is not None and (known.claim_id, known.state) == (record.claim_id, record.state)
+            return decide(known, now=now) if known is not None and judged else None
+
+        return self._decide(record, judge)
 
     def _decide(self, record: Record | None, decide: Callable[[Record | None, float], Record | None]) -> Record | None:
         """Write what is decided about the record as it is by then; None where nothing may be."""

@@ -203,7 +203,7 @@ class Reconciler:
         return None
 
     def _conclude(self, record: Record, lookup: Lookup) -> Step | None:
-        if len(negatives(record, lookup, self._patience.lease)) < _ENOUGH:
+        if record.state is not State.IN_DOUBT or len(negatives(record, lookup, self._patience.lease)) < _ENOUGH:
             return None
         if self._hear(record, at_once=True):
             return Step.HEARD

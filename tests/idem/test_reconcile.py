@@ -247,6 +247,30 @@ def test_looks_of_an_earlier_doubt_do_not_count(bench: Bench) -> None:
     assert len(bench.provider.accepted) == 1
 
 
+def test_what_look_ups_showed_of_one_doubt_ends_no_later_one(bench: Bench) -> None:
+    """A reconciler stood still before it wrote its conclusion down, while the email was sent again, and accepted."""
+    bench.doubt(accepted=False)
+    looked_up = bench.record()
+    for _ in range(3):
+        after(bench, LEASE + LAG)
+    bench.provider.script = [Unknown("no answer")]
+    bench.sender().send(Resume(KEY))
+    assert (bench.record().state, len(bench.provider.accepted)) == (State.IN_DOUBT, 1)
+    assert bench.ledger.resolve(looked_up, Resolution.NOT_SENT, by="look-ups showed none") is None
+    assert bench.record().state is State.IN_DOUBT
+    assert after(bench, LEASE + LAG) == {Step.FOUND: 1}
+    assert len(bench.provider.accepted) == 1
+
+
+def test_a_note_that_came_since_is_no_other_doubt(bench: Bench) -> None:
+    bench.doubt(accepted=False)
+    looked_up = bench.record()
+    bench.ledger.note_missing(looked_up, "searchable")
+    resolved = bench.ledger.resolve(looked_up, Resolution.NOT_SENT, by="by a person")
+    assert resolved is not None
+    assert [item.kind for item in resolved.evidence] == [MISSING, Resolution.NOT_SENT.value]
+
+
 def test_a_provider_that_cannot_tell_is_asked_once_a_run(bench: Bench) -> None:
     bench.doubt(accepted=True)
     for number in range(3):
@@ -360,6 +384,16 @@ def test_it_is_sent_again_once_and_then_waits_for_a_person(bench: Bench) -> None
     assert after(bench, 10**5) == {}
     assert len(bench.provider.accepted) == 2
     assert bench.ledger.resolve(bench.record(), Resolution.RESEND, by="by a person") is not None
+
+
+def test_what_was_given_up_meanwhile_is_not_sent_again(bench: Bench) -> None:
+    """A reconciler stood still before it did what the job chose; what was dropped by then came back to life."""
+    unsearchable(bench)
+    bench.doubt(accepted=True, choice=InDoubt.RESEND)
+    judged = bench.record()
+    assert bench.ledger.resolve(judged, Resolution.DROP, by="by a person") is not None
+    assert bench.ledger.resolve(judged, Resolution.RESEND, by="as its job chose") is None
+    assert bench.record().state is State.DROPPED
 
 
 def test_nothing_is_sent_again_that_would_come_too_late(bench: Bench) -> None:

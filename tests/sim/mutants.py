@@ -384,11 +384,12 @@ def planted(name: str) -> Iterator[None]:
 
 
 def catch(name: str) -> Iterator[Caught]:
-    """Each tier that catches this bug, the quickest one first, or the one that is known to."""
-    known = _CAUGHT_BY.get(name)
+    """Each tier that catches this bug, the one that is known to first; a slow one only if nobody else did so far."""
+    known, caught = _CAUGHT_BY.get(name), False
     for tier in sorted(_TIERS, key=lambda tier: tier != known):
-        found = _caught_by(tier, name)
+        found = None if caught and tier in _SLOW else _caught_by(tier, name)
         if found is not None:
+            caught = True
             yield found
 
 
@@ -445,11 +446,12 @@ _TIERS: Mapping[str, Callable[[], Iterator[tuple[Scenario, Plan | None]]]] = {
     "single faults": _singles,
     "random runs": _seeds,
     "two workers in turns": partial(_of_each_offer, partial(interleavings, most=1)),
+    "long outages": partial(_of_each_offer, long_outages),
     "single faults of lists, slots and events": _wide,
     "pairs of faults": _pairs,
     "late writes of a durable list": partial(_of_each_offer, late_writes),
-    "long outages": partial(_of_each_offer, long_outages),
 }
+_SLOW = {"single faults of lists, slots and events", "pairs of faults", "late writes of a durable list"}
 
 
 #: Who is to be asked first about bugs that the quicker tiers do not see.

@@ -143,7 +143,8 @@ def _of_sent(world: World, key: str, record: Record, accepted: Sequence[str]) ->
 def _of_expired(world: World, job: Job, key: str, accepted: Sequence[str]) -> Iterator[str]:
     if accepted:
         yield f"L0 {key}: expired, and accepted"
-    if job.expires_at is None or world.ended[key] < job.expires_at - world.spread_seconds:
+    ended = world.ended.get(key, world.scheduler.now)
+    if job.expires_at is None or ended < job.expires_at - world.spread_seconds:
         yield f"L0 {key}: expired before its time"
 
 

@@ -60,6 +60,8 @@ KEEP_SECONDS = 90 * 86_400.0
 PATIENCE = Patience.of(lease=LEASE, http_timeout=HTTP, evidence=0.0, visibility=VISIBILITY)
 #: What a step takes when nothing is wrong.
 _STEP_SECONDS = 0.004
+#: Nobody sleeps for less: what is added to the time would be lost to rounding.
+_SHORTEST_SECONDS = 0.000_001
 #: Less than that before its patience is over, the ledger does not ask again.
 _LAST_PAUSE_SECONDS = 0.1
 #: Nobody is told of a late write before its client has given up.
@@ -125,6 +127,8 @@ class Clock:
     def __init__(self, world: World, skew: float, boot: float) -> None:
         self.skew = skew
         self.deaf_until = 0.0
+        #: By how much it was set forward, in all.
+        self.set_forward = 0.0
         self.held: Callable[[float], None] = world.scheduler.hold
         self._world = world
         self._scheduler = world.scheduler
@@ -136,15 +140,14 @@ class Clock:
     def boot(self) -> float:
         return self._scheduler.now - self._boot
 
-    def both(self) -> tuple[float, float]:
-        """The wall clock and the boot clock."""
-        now = self._scheduler.now
-        return now + self.skew, now - self._boot
+    def most(self) -> float:
+        """An instant, as seen by a deadline that believes the clock which leaves less: a step forward is time gone."""
+        return self.boot() + self.set_forward
 
     def sleep(self, seconds: float) -> None:
         """May take longer than asked for, as sleeping does: while the store is away, seconds at a time."""
         away = self.deaf_until - self._scheduler.now
-        self.held(max(seconds, min(away, 5.0)))
+        self.held(max(seconds, min(away, 5.0), _SHORTEST_SECONDS))
 
 
 class Table(MemoryStore):
@@ -214,9 +217,9 @@ class Call:
     started: float
     asked: bool = False
     outcome: Outcome | None = None
-    #: Both clocks of who made it, when the write that began it was first tried, and when it heard.
-    tried_at: tuple[float, float] = (0.0, 0.0)
-    heard_at: tuple[float, float] = (0.0, 0.0)
+    #: When the write that began it was first tried, and when an answer was heard: see `Clock.most`.
+    tried_at: float = 0.0
+    heard_at: float = 0.0
     recorded: bool = False
     waived: bool = False
 
@@ -503,7 +506,8 @@ class Worker:
         #: The keys whose last write was not answered.
         self.untold: set[str] = set()
         self._calls: dict[str, Call] = {}
-        self._tried: dict[tuple[str, int], tuple[float, float]] = {}
+        #: By claim id and version: a claim is decided anew, under a new lease, when a record turns out to be there.
+        self._tried: dict[tuple[str, int], float] = {}
         self._delivery: tuple[Letter, int, float] | None = None
         self._store, self._line = _Store(self, world.table), _Line(self, world.side)
         self.start()
@@ -625,9 +629,9 @@ class Worker:
             if not excused:
                 self.world.check_answered(call)
 
-    def _is_over(self, since: tuple[float, float]) -> bool:
-        """Whether a lease from then on is over by one of this machine's clocks, but for a last pause."""
-        return max(now - then for now, then in zip(self.clock.both(), since, strict=True)) > LEASE - _LAST_PAUSE_SECONDS
+    def _is_over(self, since: float) -> bool:
+        """Whether a lease from then on may be over by one of this machine's clocks, but for a last pause."""
+        return self.clock.most() - since > LEASE - _LAST_PAUSE_SECONDS
 
     def reconcile(self) -> None:
         """One run of this machine's reconciler."""
@@ -745,7 +749,7 @@ class Worker:
 
     def tries(self, new: Record) -> None:
         """An attempt is to begin with this write, if it is applied."""
-        self._tried.setdefault(attempt_of(new), self.clock.both())
+        self._tried.setdefault((new.claim_id, new.version), self.clock.most())
 
     def wrote(self, old: Record | None, new: Record) -> None:
         """A write of this worker was applied."""
@@ -753,7 +757,7 @@ class Worker:
             self.world.say(self, f"wrote {new.key} {new.state} v{new.version}")
         if new.state is State.SENDING and (old is None or _begins(old, new)):
             call = self.world.calls[attempt_of(new)]
-            call.tried_at = self._tried[attempt_of(new)]
+            call.tried_at = self._tried[new.claim_id, new.version]
             self._calls[provider_key(NAMESPACE, new.key, new.generation)] = call
 
     def asks(self, provider_keys: Sequence[str]) -> None:
@@ -767,7 +771,7 @@ class Worker:
         self.world.say(self, f"heard {type(outcome).__name__}")
         if name in self._calls:
             self._calls[name].outcome = outcome
-            self._calls[name].heard_at = self.clock.both()
+            self._calls[name].heard_at = self.clock.most()
         return outcome
 
 
@@ -856,15 +860,18 @@ class World:
         self.workers = [Worker(self, number, skew) for number, skew in enumerate(scenario.skews, 1)]
 
     def run(self) -> None:
-        """Until everything has come to rest; what was late to the last arrives then. Raises `Violation`."""
+        """Until everything rests, and again after what was late to the last has arrived. Raises `Violation`."""
         for job in self.scenario.jobs:
             self._announce(job)
         if self.scenario.clerk:
             self.later(self.pause_seconds, self._reconcile)
         with self._reading_once(), patch.object(uuid, "uuid4", self._message_id):
             self.scheduler.run()
-        self._at_rest = True
-        self.table.arrive()
+            self._at_rest = True
+            self.table.arrive()
+            if self.scenario.clerk:
+                self._reconcile()
+                self.scheduler.run()
 
     @contextmanager
     def _reading_once(self) -> Iterator[None]:
@@ -902,6 +909,7 @@ class World:
     def step_clock(self, worker: Worker, seconds: float) -> None:
         """Somebody sets a machine's wall clock."""
         skew = worker.clock.skew = worker.clock.skew + seconds
+        worker.clock.set_forward += max(0.0, seconds)
         self._skews = min(skew, self._skews[0]), max(skew, self._skews[1])
 
     @property

@@ -104,6 +104,8 @@ def _resolve(app: App, record: Record, resolution: Resolution) -> int:
     if resolved is None:
         wanted = "rejected" if resolution is Resolution.REOPEN else "in doubt"
         now = app.ledger.read(record.key)
+        if now is not None and now.claim_id != record.claim_id:
+            return _refuse(f"the key has moved on meanwhile, and is {now.state} now: look at it once more")
         return _refuse(f"the key is {now.state if now else 'gone'}, not {wanted}")
     if resolved.state is State.DROPPED:
         click.echo("dropped")

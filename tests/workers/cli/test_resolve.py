@@ -12,7 +12,7 @@ from idem.clock import SystemClock
 from idem.ledger import Claim, Ledger
 from idem.outcome import Outcome, Rejected, Unknown
 from idem.policy import Policy
-from idem.protocol import InDoubt, Intent, Record, State
+from idem.protocol import InDoubt, Intent, Record, Resolution, State
 from tests.workers.parts import RunIdem, Sandbox, make_email
 from workers import App, Settings, wiring
 
@@ -143,6 +143,24 @@ def test_what_is_not_open_is_refused_in_one_line(
     assert (ran.status, ran.out) == (1, "")
     assert ran.problem.startswith(f"idem: {problem}")
     assert app.ledger.read(KEY) == before
+
+
+def test_what_somebody_else_has_decided_meanwhile_stands(
+    app: App, call_idem: RunIdem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end(app, Unknown("no answer"))
+    resolve = Ledger.resolve
+
+    def late(ledger: Ledger, record: Record, resolution: Resolution, *, by: str) -> Record | None:
+        assert resolve(ledger, record, Resolution.DROP, by="by another") is not None
+        return resolve(ledger, record, resolution, by=by)
+
+    monkeypatch.setattr(Ledger, "resolve", late)
+    ran = call_idem("resolve", KEY, "--not-sent")
+
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.problem == "idem: the key has moved on meanwhile, and is dropped now: look at it once more"
+    assert state(app) is State.DROPPED
 
 
 @pytest.mark.parametrize("args", [[], ["--sent", "m1", "--drop"], ["--drop", "--not-sent"], ["--sent", ""]])
