@@ -1,6 +1,6 @@
 """Chaos with real processes: they are killed, halted and restarted, and each email is still accepted once.
 
-    python -m tests.chaos --jobs 2000 --kills 100             what CI runs
+    python -m tests.chaos --jobs 10000 --kills 500            what CI runs
     python -m tests.chaos --jobs 100000 --kills 5000          before a release
     python -m tests.chaos --ledger dynamodb --seed 7 ...      another ledger, another order of faults
 
@@ -204,19 +204,23 @@ class _Play:
 def _show(outcome: Outcome) -> None:
     figures = outcome.figures
     columns = list(next(iter(figures["lanes"].values())))
-    _say(f"\n{'':12}" + "".join(f"{name.replace('_', ' '):>18}" for name in columns))
+    _tell(f"\n{'':12}" + "".join(f"{name.replace('_', ' '):>18}" for name in columns))
     for name, row in (figures["lanes"] | {"all": figures}).items():
-        _say(f"{name:12}" + "".join(f"{row[column]:>18,}" for column in columns))
-    _say("")
+        _tell(f"{name:12}" + "".join(f"{row[column]:>18,}" for column in columns))
+    _tell("")
     for violation in outcome.verdict.violations[:_SHOWN]:
-        _say(f"{violation.kind}: {violation.subject}: {violation.detail}")
-        _say("".join(f"    {line}\n" for line in violation.lines))
+        _tell(f"{violation.kind}: {violation.subject}: {violation.detail}")
+        _tell("".join(f"    {line}\n" for line in violation.lines))
     if outcome.kept:
-        _say(f"no duplicate and none lost in {figures['intended']:,}: a bound of {figures['bound']:.1e} at 95 %")
+        _tell(f"no duplicate and none lost in {figures['intended']:,}: a bound of {figures['bound']:.1e} at 95 %")
     else:
-        _say(f"{len(outcome.verdict.violations)} violations; all of them, and the logs, are kept in {outcome.folder}")
-        _say(f"the same faults again: --seed {figures['seed']}")
-    sys.stdout.write(json.dumps(figures) + "\n")
+        _tell(f"{len(outcome.verdict.violations)} violations; all of them, and the logs, are kept in {outcome.folder}")
+        _tell(f"the same faults again: --seed {figures['seed']}")
+    _tell(json.dumps(figures))
+
+
+def _tell(text: str) -> None:
+    sys.stdout.write(text + "\n")
 
 
 def _say(text: str) -> None:
