@@ -8,8 +8,9 @@ seconds that a machine was suspended (CLOCK_MONOTONIC does not, PEP 418), but a 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 _BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -46,8 +47,7 @@ class SystemClock:
         time.sleep(seconds)
 
 
-@dataclass(frozen=True, slots=True)
-class Deadline:
+class Deadline(Struct, frozen=True):
     """An instant that has come when either clock says so."""
 
     clock: Clock

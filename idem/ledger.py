@@ -10,16 +10,19 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from idem import protocol
 from idem.clock import Clock, Deadline
 from idem.errors import BodyTooLarge, LedgerUnavailable
 from idem.outcome import Accepted, Outcome, Rejected
 from idem.policy import Policy
+from idem.privacy import Private
 from idem.protocol import (
     MISSING,
     Close,
@@ -44,8 +47,7 @@ _MAX_CONFLICTS = 20
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(Private, frozen=True):
     """The right to make the next attempt, until `lease` is over. `record` is what was written with it.
 
     `body` is the canonical email of a message that carries it; the ledger keeps it only if the attempt ends in doubt.
@@ -56,8 +58,7 @@ class Claim:
     body: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(Struct, frozen=True):
     """The claim was somebody else's by the time its holder came back; `record` is what they made of the key."""
 
     record: Record

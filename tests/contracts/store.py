@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from msgspec.structs import replace
 
 from idem.errors import LedgerUnusable
 from idem.protocol import Evidence, Record, State
@@ -22,7 +22,7 @@ _fresh = itertools.count()
 
 def advance(record: Record, **changes: object) -> Record:
     """The record one version on."""
-    return replace(record, version=record.version + 1, **changes)  # type: ignore[arg-type]  # names from the tests
+    return replace(record, version=record.version + 1, **changes)
 
 
 class StoreContract(CellContract, ContentContract):
@@ -54,7 +54,7 @@ class StoreContract(CellContract, ContentContract):
         """One of claim id, version and state differing is enough to refuse the write and give the stored record."""
         stored = make_record(body=b"frozen")
         store.swap(None, stored)
-        stale = replace(stored, **changes)  # type: ignore[arg-type]  # names from the table above
+        stale = replace(stored, **changes)
         new = advance(stored, state=State.SENT)
         assert store.swap(stale, new) == stored
         assert store.read("k") == stored

@@ -6,11 +6,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import httpx
 import pytest
 import uvicorn
+from msgspec.structs import replace
 
 from idem.bulk import Bulk, Ready
 from idem.email import Email

@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idem.privacy import redact
+from idem.clock import Deadline
+from idem.ledger import Claim
+from idem.privacy import Private, redact
+from idem.protocol import Intent
+from tests.fakes import FakeClock
+from tests.records import make_record
 
 
 @pytest.mark.parametrize(
@@ -58,3 +63,20 @@ def test_no_address_is_left_between_words(before: str, address: str, after: str)
     assert "@" not in shown
     assert "<address>" in shown
     assert not re.search(r"[\x00-\x1f\x7f]", shown)
+
+
+_SECRET = "ann@example.com"
+
+
+@pytest.mark.parametrize(
+    "private",
+    [
+        make_record(body=_SECRET.encode(), call=_SECRET),
+        Intent("k", body=_SECRET.encode(), call=_SECRET),
+        Claim(make_record(body=_SECRET.encode()), Deadline.after(FakeClock(), 1.0), _SECRET.encode()),
+    ],
+)
+def test_what_holds_an_email_does_not_show_it(private: Private) -> None:
+    """Nor what a job was called with: the error that shows a value ends up in a log."""
+    assert "key=" in repr(private)
+    assert "ann" not in repr(private)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from idem import protocol
 from idem.outcome import Accepted, Ground, NotSent, Outcome, Rejected, Unknown
@@ -492,7 +492,7 @@ def test_a_note_changes_nothing_else(standing: Standing, stored: Record | None) 
     noted = protocol.note(stored, Evidence(at=NOW, kind="conflict", detail="g"), now=NOW)
     assert noted.evidence[:-1] == stored.evidence
     assert noted.version == stored.version + 1
-    unchanged = {field.name for field in fields(Record)} - {"evidence", "version", "updated_at"}
+    unchanged = set(Record.__struct_fields__) - {"evidence", "version", "updated_at"}
     assert all(getattr(noted, name) == getattr(stored, name) for name in unchanged), standing
     assert protocol.standing(noted, NOW, RULES) is protocol.standing(stored, NOW, RULES), "a conflict proves nothing"
 

@@ -6,13 +6,15 @@ clocks that disagree, in ticks of a small clock. It must find nothing wrong; wit
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
 import pytest
+from msgspec.structs import replace
 
 from idem import protocol
 from idem.outcome import Accepted, Ground, NotSent, Outcome, Rejected, Unknown
@@ -24,7 +26,8 @@ LEASE, HTTP, WINDOW = 2, 1, 10
 DELAY = 2
 NOW = 1_000.0
 KEYED = Policy(lease_seconds=LEASE, http_timeout_seconds=HTTP, window_seconds=WINDOW, backoff_seconds=1)
-KEYLESS = replace(KEYED, window_seconds=None)
+KEYLESS = dataclasses.replace(KEYED, window_seconds=None)
+HASTY = dataclasses.replace(KEYED, give_up_seconds=3)
 #: Ages at which a repetition is still allowed, by the real margin: 0..3.
 OPEN = 4
 ENDED = (State.SENT, State.REJECTED, State.IN_DOUBT, State.EXPIRED, State.CANCELLED)
@@ -482,11 +485,13 @@ _SETTINGS = {
     "keyed, a clock behind": Setting(skew=-1),
     "keyed, rendered": Setting(job="j", attempts=3),
     "keyed, rendered, invalid": Setting(job="j", valid=False),
-    "keyed, gives up": Setting(policy=replace(KEYED, give_up_seconds=3), attempts=3),
+    "keyed, gives up": Setting(policy=HASTY, attempts=3),
     "keyed, pending": Setting(pending=True, expires=3, cancels=True),
     "keyed, pending, a clock ahead": Setting(pending=True, expires=2, cancels=True, skew=1, attempts=3),
     "keyed, pending, rendered": Setting(pending=True, expires=3, cancels=True, job="j", attempts=2),
-    "keyed, pending, gives up": Setting(pending=True, expires=2, policy=replace(KEYED, give_up_seconds=3), attempts=2),
+    "keyed, pending, gives up": Setting(
+        pending=True, expires=2, policy=dataclasses.replace(KEYED, give_up_seconds=3), attempts=2
+    ),
     "keyless, pending": Setting(pending=True, expires=3, cancels=True, policy=KEYLESS),
     "keyless, cancelled": Setting(cancels=True, policy=KEYLESS),
     "keyless, pending, rendered": Setting(pending=True, expires=3, cancels=True, policy=KEYLESS, job="j", attempts=3),
@@ -496,7 +501,7 @@ _SETTINGS = {
     "keyless, a clock behind": Setting(policy=KEYLESS, skew=-3),
     "keyless, rendered": Setting(policy=KEYLESS, job="j"),
     "keyless, rendered, a clock behind": Setting(policy=KEYLESS, job="j", skew=-3),
-    "keyless, gives up": Setting(policy=replace(KEYLESS, give_up_seconds=3)),
+    "keyless, gives up": Setting(policy=dataclasses.replace(KEYLESS, give_up_seconds=3)),
 }
 
 
@@ -585,8 +590,8 @@ def test_each_rule_taken_away_is_caught(rule: str, monkeypatch: pytest.MonkeyPat
 
 
 _WORKERS_RULES_TAKEN_AWAY: dict[str, Callable[[Setting], Setting]] = {
-    "no look at the lease before the call": lambda setting: replace(setting, lease_check=False),
-    "a deadline that starts after that look": lambda setting: replace(setting, deadline_from_check=False),
+    "no look at the lease before the call": lambda setting: dataclasses.replace(setting, lease_check=False),
+    "a deadline that starts after that look": lambda setting: dataclasses.replace(setting, deadline_from_check=False),
 }
 
 

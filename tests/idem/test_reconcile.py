@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date
 
 import pytest
+from msgspec.structs import replace
 
 from idem.bulk import Ready
 from idem.clock import Deadline
@@ -165,7 +167,9 @@ def test_an_acceptance_that_shows_early_settles_it_early(bench: Bench) -> None:
 def test_early_looks_are_ever_further_apart_and_prove_nothing(bench: Bench) -> None:
     """A request may reach the provider after its client gave up; one that is looked for too early is not missing."""
     assert CONTRACT.lookup is not None
-    bench.provider.contract = replace(CONTRACT, lookup=replace(CONTRACT.lookup, lag_seconds=15 * LEASE))
+    bench.provider.contract = dataclasses.replace(
+        CONTRACT, lookup=dataclasses.replace(CONTRACT.lookup, lag_seconds=15 * LEASE)
+    )
     bench.doubt(accepted=False)
     begun = bench.clock.now()
     while bench.clock.now() < begun + 16 * LEASE:
@@ -359,7 +363,7 @@ def test_an_email_that_only_its_message_has_cannot_be_resumed(bench: Bench) -> N
 
 
 def unsearchable(bench: Bench, events: Events | None = None) -> None:
-    bench.provider.contract = replace(CONTRACT, lookup=None, events=events)
+    bench.provider.contract = dataclasses.replace(CONTRACT, lookup=None, events=events)
 
 
 @pytest.mark.parametrize("job", [InDoubt.RESEND, None])

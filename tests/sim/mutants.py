@@ -8,17 +8,20 @@ give the same program.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC
 from functools import partial
 from itertools import chain, count
 from typing import Any
 from unittest.mock import patch
+
+from msgspec.structs import replace
 
 from idem import clock as idem_clock
 from idem import ledger, policy, protocol, reconcile, send
@@ -94,7 +97,9 @@ def _acknowledge_first(self: Any, letter: world.Letter, receipt: int) -> None:
 
 
 def _forget_parts(self: actors.Performer, message: Any, key: str, result: send.Result) -> Disposition:
-    return _DISPOSE(self, message, key, replace(result, emails=()) if isinstance(result, send.Ended) else result)
+    return _DISPOSE(
+        self, message, key, dataclasses.replace(result, emails=()) if isinstance(result, send.Ended) else result
+    )
 
 
 def _acknowledge_errors(self: actors.Performer, message: Any, payload: Mapping[str, Any]) -> Disposition:

@@ -14,13 +14,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import redis
+from msgspec.structs import replace
 from redis.cluster import RedisCluster
 from redis.crc import key_slot
 

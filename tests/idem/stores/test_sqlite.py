@@ -14,11 +14,11 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from idem.errors import LedgerError, LedgerUnavailable, LedgerUnusable
 from idem.protocol import Record, State

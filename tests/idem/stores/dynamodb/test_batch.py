@@ -6,11 +6,11 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError  # type: ignore[import-untyped]  # ships no types
+from msgspec.structs import replace
 
 from idem.errors import LedgerError, LedgerUnavailable, LedgerUnusable
 from idem.protocol import State

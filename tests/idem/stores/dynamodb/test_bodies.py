@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from idem.errors import BodyTooLarge, LedgerUnavailable, LedgerUnusable
 from idem.protocol import State
