@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+_T = TypeVar("_T")
 
 
 class Kind(StrEnum):
@@ -142,8 +144,9 @@ _RATES: Mapping[str, float] = {"send": 0.7, "find": 0.7, "swap": 0.4, "read": 0.
 _OTHER_RATE = 0.2
 
 
-#: How many faults a name meets, if it lives to: one is drawn.
-_QUOTAS = (3, 3, 3, 3, 3, 3, 3, 3, 3, 12)
+#: How many faults a name meets, if it lives to: three, and one name in so many some more.
+_USUAL_QUOTA, _LARGE_QUOTA = 3, 12
+_ONE_IN = 20
 
 
 class Chance(Faults):
@@ -153,16 +156,24 @@ class Chance(Faults):
         super().__init__({})
         self._sizes = sizes
         self._chance = random.Random(f"faults of {seed}")
-        self._left: dict[str, int] = {}
+        #: Of each name how many steps there were, and how many faults it is to meet yet.
+        self._names: dict[str, list[int]] = {}
 
-    def _decide(self, name: str, number: int, op: str) -> Fault | None:
-        assert number >= 0
-        chance = self._chance
-        left = self._left.get(name)
-        if left is None:
-            left = self._left[name] = chance.choice(_QUOTAS)
-        if not left or chance.random() >= _RATES.get(op, _OTHER_RATE):
+    def meet(self, name: str, op: str) -> Fault | None:
+        self.steps += 1
+        known = self._names.get(name)
+        if known is None:
+            large = self._chance.random() * _ONE_IN < 1
+            known = self._names[name] = [0, _LARGE_QUOTA if large else _USUAL_QUOTA]
+        number, left = known
+        known[0] = number + 1
+        if not left or self._chance.random() >= _RATES.get(op, _OTHER_RATE):
             return None
-        self._left[name] = left - 1
-        kind = chance.choice(KINDS[op])
-        return Fault(kind, chance.choice(self._sizes.of(kind, op)))
+        known[1] = left - 1
+        kind = self._one_of(KINDS[op])
+        fault = self.done[Spot(name, number)] = Fault(kind, self._one_of(self._sizes.of(kind, op)))
+        return fault
+
+    def _one_of(self, choices: Sequence[_T]) -> _T:
+        """As `Random.choice`, in a third of the time."""
+        return choices[int(self._chance.random() * len(choices))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -57,7 +56,7 @@ class Offer(Enum):
     @property
     def keyed(self) -> bool:
         """Whether a repeated request is no second email, inside the window."""
-        return self in {Offer.KEYED, Offer.KEYED_LATE, Offer.REFUSING}
+        return self is not Offer.SEARCHABLE and self is not Offer.NEITHER
 
     @property
     def window_seconds(self) -> float | None:
@@ -118,7 +117,7 @@ class AcceptingSide:
         self.contract = _CONTRACTS[offer, batch]
         self.log: list[Acceptance] = []
         self.heed: Callable[[Acceptance], None] = lambda _: None
-        self._known: dict[str, tuple[tuple[Acceptance, ...], bytes]] = {}
+        self._known: dict[str, tuple[tuple[Acceptance, ...], tuple[Email, ...]]] = {}
 
     def request(self, email: Email, provider_key: str, now: float) -> Answer:
         """Take a request, whether or not anybody hears the answer."""
@@ -134,13 +133,12 @@ class AcceptingSide:
 
     def _request(self, emails: Sequence[Email], provider_key: str, door: str, now: float) -> Answer:
         name = door + provider_key
-        body = hashlib.sha256(b"".join(email.canonical() for email in emails)).digest()
         known = self._remembered(name, now)
         if known is not None:
             first, bound = known
             if self.offer is Offer.REFUSING:
                 return answer(409, code="duplicate")
-            if bound != body:
+            if bound != tuple(emails):
                 return answer(409, code="conflict")
             return _accepted(first)
         if any(email.subject.startswith(INVALID) for email in emails):
@@ -148,7 +146,7 @@ class AcceptingSide:
         count = len(self.log) + 1
         taken = tuple(Acceptance(email.subject, provider_key, now, f"m{n}") for n, email in enumerate(emails, count))
         self.log += taken
-        self._known[name] = taken, body
+        self._known[name] = taken, tuple(emails)
         for acceptance in taken:
             self.heed(acceptance)
         return _accepted(taken)
@@ -171,7 +169,7 @@ class AcceptingSide:
         """The acceptances of an email."""
         return (each for each in self.log if each.subject == subject)
 
-    def _remembered(self, name: str, now: float) -> tuple[tuple[Acceptance, ...], bytes] | None:
+    def _remembered(self, name: str, now: float) -> tuple[tuple[Acceptance, ...], tuple[Email, ...]] | None:
         known = self._known.get(name)
         if known is None or not self.offer.keyed or now >= known[0][0].at + WINDOW_SECONDS:
             return None

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from itertools import count
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from unittest.mock import patch
 import msgspec
 from dramatiq import Message
 
-from idem import bulk
+from idem import bulk, send
 from idem.bulk import cut, parts_of
 from idem.clock import Deadline
 from idem.email import Email
@@ -385,6 +385,7 @@ class Letter:
     number: int
     message: Message[None]
     job: str
+    keys: Sequence[str]
     receipt: int = 0
     in_flight: bool = False
 
@@ -404,8 +405,8 @@ class Queue:
     def put(self, message: Message[None], job: str) -> None:
         self._last += 1
         self._touched = self._last
-        letter = self.letters[self._last] = Letter(self._last, message, job)
-        for key in keys_of(message):
+        letter = self.letters[self._last] = Letter(self._last, message, job, keys_of(message))
+        for key in letter.keys:
             self._keys[key] += 1
         self._due(letter, 0.0)
 
@@ -446,7 +447,7 @@ class Queue:
                 self._drop(letter)
             case Retry(delay_seconds=delay, tried=tried) if letter.receipt == receipt:
                 tries = letter.message.options.get("tries", 0) + tried
-                letter.message = replace(letter.message, options={"tries": tries})
+                letter.message = changed(letter.message, options={"tries": tries})
                 self._due(letter, delay)
             case Bury(reason=reason) if letter.receipt == receipt:
                 self._drop(letter)
@@ -454,7 +455,7 @@ class Queue:
 
     def _drop(self, letter: Letter) -> None:
         del self.letters[letter.number]
-        for key in keys_of(letter.message):
+        for key in letter.keys:
             self._keys[key] -= 1
 
     def _expired(self, letter: Letter, receipt: int) -> None:
@@ -468,6 +469,11 @@ class Queue:
     def _make_ready(self, letter: Letter) -> None:
         self._ready.append(letter)
         self._world.dispatch()
+
+
+def changed(message: Message[None], **changes: Any) -> Message[None]:
+    """As `dataclasses.replace`, in a third of the time."""
+    return Message(**(vars(message) | changes))
 
 
 def keys_of(message: Message[None]) -> Sequence[str]:
@@ -501,7 +507,6 @@ class Worker:
         self.name = f"worker-{number}"
         self.clock = Clock(world, skew, boot=world.scheduler.now - 1_000.0 * number)
         self.clock.held = self.hold
-        self.busy = False
         self.number = number
         #: The keys whose last write was not answered.
         self.untold: set[str] = set()
@@ -590,7 +595,7 @@ class Worker:
 
     def deliver(self, letter: Letter) -> None:
         """Perform one message, and say what becomes of it."""
-        self.busy = True
+        self.world.free.remove(self)
         self.name = letter.job
         receipt = letter.receipt
         self._delivery = letter, receipt, self.world.scheduler.now + VISIBILITY
@@ -600,7 +605,7 @@ class Worker:
             self._crashed()
         finally:
             self._delivery = None
-            self.busy = False
+            self.world.free.append(self)
             self.name = f"worker-{self.number}"
         self.world.dispatch()
 
@@ -635,7 +640,7 @@ class Worker:
 
     def reconcile(self) -> None:
         """One run of this machine's reconciler."""
-        self.busy = True
+        self.world.free.remove(self)
         self.name = f"{_RECONCILER}-{self.number}"
         try:
             self.reconciler.run()
@@ -644,7 +649,7 @@ class Worker:
         except Crash:
             self._crashed()
         finally:
-            self.busy = False
+            self.world.free.append(self)
             self.name = f"worker-{self.number}"
         self.world.dispatch()
 
@@ -858,6 +863,7 @@ class World:
         self._parts: dict[str, list[str]] = {}
         self.functions: dict[str, JobFunction] = {"build": self._build}
         self.workers = [Worker(self, number, skew) for number, skew in enumerate(scenario.skews, 1)]
+        self.free = list(self.workers)
 
     def run(self) -> None:
         """Until everything rests, and again after what was late to the last has arrived. Raises `Violation`."""
@@ -886,7 +892,11 @@ class World:
             found = asked.get(name)
             return asked.setdefault(name, read_message(payload, message_id)) if found is None else found
 
-        with patch.object(actors, "read_message", read), patch.object(bulk, "decode", cache(bulk.decode)):
+        with (
+            patch.object(actors, "read_message", _once(read)),
+            patch.object(send, "intent_of", _once(send.intent_of)),
+            patch.object(bulk, "decode", cache(bulk.decode)),
+        ):
             yield
 
     def _message_id(self) -> str:
@@ -962,15 +972,15 @@ class World:
         """A copy of what asks for a job; the second one of a conflict is about another email."""
         name = job.name, job.conflict and number > 0
         if name not in self._messages:
-            message = self._bulk_message(job) if job.bulk else self._job_message(job, other=name[1])
-            self._messages[name] = replace(message, message_timestamp=int(self.scheduler.now * 1000))
+            self._messages[name] = self._bulk_message(job) if job.bulk else self._job_message(job, other=name[1])
         return self._messages[name]
 
     def _bulk_message(self, job: Job) -> Message[None]:
         names = [f"{job.name}/{n}" for n in range(1, job.bulk + 1)]
         self._ask({name: name for name in names})
         emails = [self.email(job, name, "text") for name in names]
-        return part_message(next(cut(job.name, emails, expires_at=job.expires_at)))
+        message = part_message(next(cut(job.name, emails, expires_at=job.expires_at)))
+        return changed(message, message_timestamp=self._timestamp())
 
     def _job_message(self, job: Job, *, other: bool) -> Message[None]:
         key = job.name if job.keyed else None
@@ -989,7 +999,10 @@ class World:
         members = [f"/{n}" for n in range(1, job.emails + 1)] if job.emails is not None and job.emails > 1 else [""]
         self._ask({f"{job.name}{member}": f"{own}{member}" for member in members})
         self.long[own] = job.long
-        return replace(message, kwargs=kwargs, message_id=message_id)
+        return changed(message, kwargs=kwargs, message_id=message_id, message_timestamp=self._timestamp())
+
+    def _timestamp(self) -> int:
+        return int(self.scheduler.now * 1000)
 
     def _ask(self, keys: Mapping[str, str]) -> None:
         self.keys |= keys
@@ -1012,31 +1025,32 @@ class World:
 
     def dispatch(self) -> None:
         """Something is ready, or somebody free."""
-        if self.queue.has_ready and not self._assigning:
+        if self.free and self.queue.has_ready and not self._assigning:
             self._assigning = True
             self.scheduler.at(self.scheduler.now, self._assign)
 
     def _assign(self) -> None:
         self._assigning = False
-        free = [worker for worker in self.workers if not worker.busy]
-        letter = self.queue.take() if free else None
+        letter = self.queue.take() if self.free else None
         if letter is not None:
-            worker = free[0] if len(free) == 1 else free[int(self._chance.random() * len(free))]
-            if len(free) > 1:
+            worker = self._any_free()
+            if len(self.free) > 1:
                 self.dispatch()
             worker.deliver(letter)
+
+    def _any_free(self) -> Worker:
+        return self.free[int(self._chance.random() * len(self.free))]
 
     def _reconcile(self) -> None:
         if self._is_through():
             return
-        free = [worker for worker in self.workers if not worker.busy]
         self.later(self.pause_seconds, self._reconcile)
-        if free:
-            free[int(self._chance.random() * len(free))].reconcile()
+        if self.free:
+            self._any_free().reconcile()
 
     def _is_through(self) -> bool:
         """Whether nothing can change any more: all ended, or the reconcilers have long found nothing to do."""
-        if self.producing or self.queue.letters or any(worker.busy for worker in self.workers):
+        if self.producing or self.queue.letters or len(self.free) < len(self.workers):
             self._quiet = 0.0
             return False
         if all(self._rests(record) for record in self.table.records()):
@@ -1083,7 +1097,7 @@ class World:
 
     def check_acknowledged(self, letter: Letter) -> None:
         """A: what is acknowledged has ended, durably, and what it split into is in the queue or has a record."""
-        for key in keys_of(letter.message):
+        for key in letter.keys:
             self._check_ended(key)
 
     def _check_ended(self, key: str) -> None:
@@ -1096,6 +1110,20 @@ class World:
             for part in self._parts[key]:
                 if self.table.read(part) is None and not self.queue.holds(part):
                     raise Violation(f"A {part}: nobody has it, and the list it belongs to is acknowledged")
+
+
+def _once(function: Callable[..., _T]) -> Callable[..., _T]:
+    """What it says about one and the same object, which never changes, it is asked once."""
+    said: dict[int, tuple[object, _T]] = {}
+
+    def ask(thing: object, *others: object) -> _T:
+        found = said.get(id(thing))
+        if found is None:
+            # The object is kept, or another one could come to have its name.
+            found = said[id(thing)] = thing, function(thing, *others)
+        return found[1]
+
+    return ask
 
 
 def _is_reopened(record: Record) -> bool:
