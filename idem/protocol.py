@@ -916,6 +916,12 @@ def cancel(  # noqa: PLR0913 - as above
     return _end_unsent(cancelled, state, now, claim_id, f"cancelled {by}")
 
 
+def is_called_back(record: Record) -> bool:
+    """Whether it ended as somebody called it back. What was dropped in doubt was not: it may have been accepted."""
+    words = (item.kind for item in reversed(record.evidence) if item.kind == _CANCEL or item.kind in _RESOLUTIONS)
+    return record.state in {State.CANCELLED, State.DROPPED} and next(words, None) == _CANCEL
+
+
 def note(record: Record, evidence: Evidence, *, now: float) -> Record:
     """Append to what is known about the key, and leave everything else, the claim included, as it is."""
     return replace(record, version=record.version + 1, evidence=(*record.evidence, evidence), updated_at=now)

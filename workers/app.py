@@ -25,7 +25,7 @@ from idem.events import EventNotes
 from idem.gate import Gate
 from idem.keys import check_key, take_explicit
 from idem.ledger import Ledger
-from idem.protocol import Conflict, InDoubt, Record, State
+from idem.protocol import Conflict, InDoubt, Record, is_called_back
 from idem.reconcile import Reconciler
 from idem.send import Point
 from idem.suppression import Suppression
@@ -432,7 +432,7 @@ class App:
         if self.ledger.cancel(check_key(key), by=by) is not None:
             return
         record = self.ledger.read(key)
-        if record is not None and record.state not in {State.CANCELLED, State.DROPPED}:
+        if record is not None and not is_called_back(record):
             raise JobError(f"the key cannot be cancelled any more: it is {record.state.replace('_', ' ')}")
 
     def _key_of(self, email: Email, key: str | ByContent | None) -> tuple[Email, str | None]:

@@ -73,11 +73,14 @@ def test_it_was_not_and_goes_out_once(app: App, call_idem: RunIdem, run_idem: Ru
 
 
 def test_it_is_given_up(app: App, call_idem: RunIdem) -> None:
+    """And not called back: it may have been accepted."""
     end(app, Unknown("no answer"))
 
     assert call_idem("resolve", KEY, "--drop").out == "dropped\n"
 
     assert state(app) is State.DROPPED
+    ran = call_idem("cancel", KEY)
+    assert (ran.status, ran.problem) == (1, "idem: the key cannot be cancelled any more: it is dropped")
     assert call_idem("resolve", KEY, "--sent", "m1").out == "sent\n", "known better later"
 
 
