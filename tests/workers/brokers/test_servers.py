@@ -406,7 +406,7 @@ class TestDurability:
     def test_jobs_in_every_place_survive_a_kill_of_the_server(
         self, start: StartServer, open_broker: OpenBroker, options: tuple[str, ...]
     ) -> None:
-        """A kill, not a power cut: what a process has written, the kernel keeps."""
+        """A kill, not a power cut: what a process has written, the kernel keeps. It waits while the disk is slow."""
         server = start(*options)
         broker = open_broker(server.url)
         _work(broker)
@@ -414,6 +414,8 @@ class TestDurability:
         held = next(consumer)
         assert isinstance(held, MessageProxy)
         before = broker.backlog()
+        with server.client() as client:
+            wait_for(lambda: client.info("persistence")["aof_buffer_length"] == 0)
 
         server.kill()
         server.start()

@@ -12,6 +12,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from idem.errors import JobError, LedgerUnusable
@@ -283,7 +284,7 @@ def test_a_record_that_is_no_page_is_one_clear_error() -> None:
     items = _items(store, lambda _: True, "a", 10)
     items.add(Item("one", 1))
     (page,) = (key for key in store._records if key.endswith("/page-1"))
-    store._records[page] = replace(store._records[page], call="{")
+    store._records[page] = msgspec.structs.replace(store._records[page], call="{")
 
     with pytest.raises(LedgerUnusable, match="digest news"):
         items.close(_FIRST)
