@@ -32,9 +32,11 @@ from tests.sim.scenarios import (
     of_seed,
     pairs,
     run,
+    second_thoughts,
     shrink,
     singles,
     small,
+    two_providers,
     wide,
 )
 from tests.sim.world import Scenario
@@ -185,6 +187,8 @@ _TIERS: Mapping[str, Callable[[Offer], Iterator[tuple[Scenario, Plan]]]] = {
         (each, plan) for each in wide(offer) for plan in singles(each)
     ),
     "two workers and a reconciler in turns": lambda offer: interleavings(offer, _HELD_UP),
+    "called back, or opened again": second_thoughts,
+    "two providers": two_providers,
     "late writes of a durable list": late_writes,
     "long outages": long_outages,
     "pairs of faults": lambda offer: ((each, plan) for each in least(offer) for plan in pairs(each)),

@@ -42,12 +42,14 @@ from tests.sim.scenarios import (
     of_seed,
     pairs,
     run,
+    second_thoughts,
     singles,
     small,
+    two_providers,
     wide,
 )
 from tests.sim.world import Scenario
-from workers import actors
+from workers import actors, app
 from workers.brokers.base import Acknowledge, Disposition
 from workers.jobs import read_message
 from workers.schedule.board import Entry
@@ -274,6 +276,23 @@ def _pause_for_hours(*given: Any, **named: Any) -> float:
     return _BACKOFF(*given, **named) + 36_000.0
 
 
+def _call_in_turn(self: send.Sender, attempt: Any) -> Outcome:
+    """As gateways do: who does not answer is not asked the next time."""
+    record = attempt.claim.record
+    other = next((name for name in self._providers if name != record.provider), record.provider)
+    if record.attempts % 2 == 0:
+        attempt = dataclasses.replace(attempt, claim=replace(attempt.claim, record=replace(record, provider=other)))
+    return _CALL(self, attempt)
+
+
+def _policy_of_the_first(self: protocol.Rules, _provider: str) -> policy.Policy:
+    return self.policy
+
+
+def _is_dropped(record: Record) -> bool:
+    return record.state in {State.CANCELLED, State.DROPPED}
+
+
 def _expire(move: Move, *_: Any) -> Move:
     return Move.EXPIRE if move is Move.BEGIN else move
 
@@ -327,6 +346,8 @@ MUTANTS: Mapping[str, Callable[[], Sequence[Patch]]] = {
         _swap(idem_clock.Deadline, "left", _left_by_a_clock_that_stops),
         _swap(world.Worker, "hold", _hold_and_stop),
     ],
+    "a timeout goes to the other provider": lambda: [_swap(send.Sender, "_call", _call_in_turn)],
+    "all providers are taken to be as the first": lambda: [_swap(protocol.Rules, "policy_of", _policy_of_the_first)],
     "the lease is looked at too early": lambda: [_swap(send.Sender, "_call", _call_with_a_late_deadline)],
     "every 409 means sent": lambda: [_swap(Contract, "row", _conflict_is_sent)],
     "the HTTP client tries again": lambda: [_swap(world._Line, "send", _send_twice)],
@@ -357,6 +378,11 @@ MUTANTS: Mapping[str, Callable[[], Sequence[Patch]]] = {
     "a slot has another key each time": lambda: [_swap(Schedule, "key", _key_by_run)],
     "nobody sweeps": lambda: [_swap(memory.MemoryStore, "asked", _none)],
     "nobody hears": lambda: [_swap(reconcile.Reconciler, "_hear", _never)],
+    "what was called back is sent": lambda: [_row(CLAIM, Standing.CANCELLED, Move.BEGIN)],
+    "what may have been accepted is called back": lambda: [
+        _swap(protocol, "CANCEL", protocol.CANCEL | {Standing.SENDING_LIVE, Standing.UNSURE_OPEN})
+    ],
+    "what was dropped passes for called back": lambda: [_swap(app, "is_called_back", _is_dropped)],
     "what was not sent is dropped": lambda: [_row(SETTLE, (Verdict.NOT_SENT, Doubt.NONE), State.DROPPED)],
     "it is never too late": lambda: [_swap(protocol, "_begin_in_time", _begin_all)],
     "it is always too late": lambda: [_swap(protocol, "_begin_in_time", _expire)],
@@ -454,6 +480,8 @@ _TIERS: Mapping[str, Callable[[], Iterator[tuple[Scenario, Plan | None]]]] = {
     "long outages": partial(_of_each_offer, long_outages),
     "single faults of lists, slots and events": _wide,
     "pairs of faults": _pairs,
+    "called back, or opened again": partial(_of_each_offer, second_thoughts),
+    "two providers": partial(_of_each_offer, two_providers),
     "late writes of a durable list": partial(_of_each_offer, late_writes),
 }
 _SLOW = {"single faults of lists, slots and events", "pairs of faults", "late writes of a durable list"}
@@ -468,6 +496,9 @@ _CAUGHT_BY: Mapping[str, str] = {
     "a version is added to": "late writes of a durable list",
     "nobody hears": "random runs",
     "the window counts from the latest attempt": "long outages",
+    "all providers are taken to be as the first": "two providers",
+    "what was dropped passes for called back": "called back, or opened again",
+    "a timeout goes to the other provider": "two providers",
     "one look that shows nothing is believed": "random runs",
     "one who was sent again is sent for ever": "pairs of faults",
 }

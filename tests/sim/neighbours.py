@@ -40,7 +40,9 @@ def world_of(scenario: Scenario, faults: Faults, *, tracing: bool = False) -> Wo
         if job.slots:
             _declare(world, job)
     if scenario.events:
-        world.side.heed = _Listener(world).tell
+        tell = _Listener(world).tell
+        for side in world.sides.values():
+            side.heed = tell
     return world
 
 

@@ -42,10 +42,11 @@ def problems(world: World) -> Iterator[str]:
     jobs = {job.name: job for job in world.scenario.jobs}
     for letter, reason in world.queue.dead:
         named = letter.job.partition("/")[0]
-        if named not in jobs or not jobs[named].conflict:
+        # An old copy of what was opened again may come before the new one, which is then another email.
+        if named not in jobs or not (jobs[named].conflict or jobs[named].key in world.mended):
             yield f"L0 {letter.job}: buried, as {reason}"
     log: defaultdict[str, list[str]] = defaultdict(list)
-    for acceptance in world.side.log:
+    for acceptance in world.log:
         log[acceptance.subject].append(acceptance.message_id)
     refused = {letter.job for letter, _ in world.queue.dead}
     for job in world.scenario.jobs:
@@ -54,7 +55,8 @@ def problems(world: World) -> Iterator[str]:
     for name, key in world.keys.items():
         job = jobs[_job_of(name)]
         record = _record_of(world, job, key)
-        yield from _of_email(world, job, key, record, log[job.subject(name)])
+        subjects = {job.subject(name), name} if key in world.mended else {job.subject(name)}
+        yield from _of_email(world, job, key, record, [one for subject in subjects for one in log[subject]])
     yield from _of_rest(world)
     yield from _of_doubt(world)
     yield from _of_time(world)
@@ -96,6 +98,8 @@ def _of_email(world: World, job: Job, key: str, record: Record | None, accepted:
         yield f"Q {key}: sent again, although its job did not choose that it may arrive twice"
     if (job.emails == 0) is not (record.state is State.SPLIT):
         yield f"L0 {key}: a job with {'an' if job.emails != 0 else 'no'} email is {record.state}"
+    if key in world.called_back and record.state is not State.CANCELLED and not resent:
+        yield f"L0 {key}: {record.state}, although somebody was told that it is called back"
     yield from _of_late(world, job, record.key)
     yield from _of_end(world, job, key, record, accepted)
     noted = record.state is State.SENT or any(item.kind == ACCEPTANCE for item in record.evidence)
@@ -114,24 +118,32 @@ def _of_end(world: World, job: Job, key: str, record: Record, accepted: Sequence
             if not _may_give_up(world, record):
                 yield f"L0 {key}: rejected, as {record.reason}"
         case State.DROPPED:
-            # Sent again although it may arrive twice, and refused that time: it is not known to be rejected.
-            resent = job.choice is InDoubt.RESEND and _resent(record) > 0 and _may_give_up(world, record)
-            if not resent and job.choice is not InDoubt.DROP:
-                yield f"L0 {key}: dropped, as {record.reason}"
-            if job.choice is InDoubt.DROP and not any(map(_is_open, world.attempts[record.key])):
-                yield f"L0 {key}: dropped, and nothing about it was in doubt"
+            yield from _of_dropped(world, job, key, record)
         case State.EXPIRED:
             yield from _of_expired(world, job, record.key, accepted)
+        case State.CANCELLED if key in world.called:
+            if accepted:
+                yield f"L0 {key}: cancelled, and accepted"
         case State.IN_DOUBT | State.SPLIT:
             return
         case end:
             yield f"L0 {key}: {end}, which nobody asked for"
 
 
+def _of_dropped(world: World, job: Job, key: str, record: Record) -> Iterator[str]:
+    # Sent again although it may arrive twice, and refused or called back that time: it is not known to be rejected.
+    given_up = _may_give_up(world, record) or key in world.called
+    resent = job.choice is InDoubt.RESEND and _resent(record) > 0 and given_up
+    if not resent and job.choice is not InDoubt.DROP:
+        yield f"L0 {key}: dropped, as {record.reason}"
+    if job.choice is InDoubt.DROP and not any(map(_is_open, world.attempts[record.key])):
+        yield f"L0 {key}: dropped, and nothing about it was in doubt"
+
+
 def _of_sent(world: World, key: str, record: Record, accepted: Sequence[str]) -> Iterator[str]:
     if not accepted:
         yield f"L0 {key}: sent, and never accepted"
-    elif world.scenario.offer is Offer.REFUSING and record.message_id is None:
+    elif world.sides[record.provider].offer is Offer.REFUSING and record.message_id is None:
         # A refusal that proves an acceptance names no email, nor how many there were.
         return
     elif record.key != key:
@@ -189,8 +201,7 @@ def doubted_keys(world: World) -> set[str]:
     What is taken from the ledger is which writes there were and when, as nothing else tells whether who heard an answer
     wrote it down, that a key was sent again by choice, and when nobody would send again; never what they made of a key.
     """
-    unknown = _unknown_keys(world)
-    return {key for key in unknown if not _may_replay(world, key)} if world.scenario.offer.keyed else unknown
+    return {key for key in _unknown_keys(world) if not _may_replay(world, key)}
 
 
 def _unknown_keys(world: World) -> set[str]:
@@ -199,28 +210,28 @@ def _unknown_keys(world: World) -> set[str]:
     None of a provider that can be searched, in the end, and none of a job that has it dropped. An email that a provider
     refuses stays among them: a refusal does not say what became of an earlier request that was not heard of (rule 5).
     """
-    if world.scenario.offer is Offer.SEARCHABLE:
-        return set()
     dropped = {job.name for job in world.scenario.jobs if job.choice is InDoubt.DROP}
     told = _told(world) | {key for name, key in world.keys.items() if _job_of(name) in dropped}
     return {
         key
         for key, calls in world.attempts.items()
-        if key not in told and any(map(_is_open, calls)) and not any(map(_is_proved, calls))
+        if key not in told and any(_stays_open(world, call) for call in calls) and not any(map(_is_proved, calls))
     }
 
 
 def _told(world: World) -> set[str]:
     """The keys of which the provider told that it has accepted them."""
-    return {world.keys[each.subject] for each in world.side.log} if world.scenario.events else set()
+    return {world.keys[each.subject] for each in world.log} if world.scenario.events else set()
 
 
 def _may_replay(world: World, key: str) -> bool:
     """Whether its provider still knew the key well when nobody would send again, however wrong the clocks are."""
-    since = min(call.started for call in world.attempts[key] if _is_open(call))
-    window = world.scenario.offer.window_seconds or 0.0
+    first = min((call for call in world.attempts[key] if _stays_open(world, call)), key=lambda call: call.started)
+    window = world.sides[first.provider].offer.window_seconds
+    if window is None:
+        return False
     ended = world.ended.get(key, world.scheduler.now)
-    return ended < since + window - world.policy.margin_seconds - world.spread_seconds
+    return ended < first.started + window - world.policies[first.provider].margin_seconds - world.spread_seconds
 
 
 def _is_open(call: Call) -> bool:
@@ -228,6 +239,11 @@ def _is_open(call: Call) -> bool:
     if call.waived:
         return False
     return not call.recorded or (call.asked and call.outcome is None) or isinstance(call.outcome, Unknown)
+
+
+def _stays_open(world: World, call: Call) -> bool:
+    """Whether that is so, and its provider cannot be searched for it either."""
+    return world.sides[call.provider].offer is not Offer.SEARCHABLE and _is_open(call)
 
 
 def _is_proved(call: Call) -> bool:
@@ -240,7 +256,7 @@ def _of_time(world: World) -> Iterator[str]:
     jobs = {job.name: job for job in world.scenario.jobs}
     enough = {job.name: seconds for job, seconds in _enough_seconds(world)}
     unsettled = doubted_keys(world)
-    window = world.scenario.offer.window_seconds or 0.0
+    window = max(side.offer.window_seconds or 0.0 for side in world.sides.values())
     for name, key in world.keys.items():
         job = jobs[_job_of(name)]
         record = _record_of(world, job, key)
@@ -273,7 +289,7 @@ def _enough_seconds(world: World) -> Iterator[tuple[Job, float]]:
     reconciled = (1 + others) * world.pause_seconds
     for job in world.scenario.jobs:
         each = MAX_DELAY_SECONDS + VISIBILITY + 2 * LEASE + job.long * LEASE / 3 + world.spread_seconds
-        waits = job.durable or job.choice is not None or world.scenario.offer is Offer.SEARCHABLE
+        waits = job.durable or job.choice is not None or world.searchable
         enough = spent + job.unknown_until + (1 + met[job.name]) * each + (reconciled if waits else 0.0)
         yield job, enough + (_LONGEST_ASKED_SECONDS if job.name in vanished else 0.0)
 
@@ -288,10 +304,10 @@ def tally(world: World) -> Tally:
     return Tally(
         jobs=len(world.scenario.jobs),
         emails=len(world.keys),
-        accepted=len(world.side.log),
+        accepted=len(world.log),
         ends=Counter(record.state for record in records.values()),
         doubted=sum(record.key in doubted for record in records.values()),
-        accepted_in_doubt=len(in_doubt & {acceptance.subject for acceptance in world.side.log}),
+        accepted_in_doubt=len(in_doubt & {acceptance.subject for acceptance in world.log}),
         faults=len(world.faults.done),
         took=Counter(
             math.ceil(world.ended[record.key] - world.asked[name])

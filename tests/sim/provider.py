@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from enum import Enum
+from functools import cache
 
 import msgspec
 
@@ -67,10 +68,11 @@ class Offer(Enum):
 _MEMORY = {Offer.REFUSING: Memory.REFUSES, Offer.SEARCHABLE: Memory.NONE, Offer.NEITHER: Memory.NONE}
 
 
-def _contract_of(offer: Offer, keys: BatchKeys | None) -> Contract:
+@cache
+def _contract_of(name: str, offer: Offer, keys: BatchKeys | None) -> Contract:
     return Contract(
-        name="simulated",
-        title="Simulated",
+        name=name,
+        title=name.title(),
         sources=("https://example.com",),
         checked=date(2026, 1, 1),
         base_url="https://example.com",
@@ -86,9 +88,6 @@ def _contract_of(offer: Offer, keys: BatchKeys | None) -> Contract:
         batch=None if keys is None else Batch(path="/batch", most=100, keys=keys),
         lookup=_LOOKUP if offer is Offer.SEARCHABLE else None,
     )
-
-
-_CONTRACTS = {(offer, keys): _contract_of(offer, keys) for offer in Offer for keys in (None, *BatchKeys)}
 
 
 def answer(status: int, headers: Mapping[str, str] | None = None, **body: object) -> Answer:
@@ -109,13 +108,15 @@ class Acceptance:
 class AcceptingSide:
     """The provider's own side: it sees requests, and nothing of ours. Times are true ones.
 
+    `log` may be that of other providers too: what counts is how often an email was accepted by anybody.
+
     Keys of emails that came in a request with others are kept apart, as the worst of providers keeps them.
     """
 
-    def __init__(self, offer: Offer, batch: BatchKeys | None = None) -> None:
+    def __init__(self, name: str, offer: Offer, log: list[Acceptance], batch: BatchKeys | None = None) -> None:
         self.offer = offer
-        self.contract = _CONTRACTS[offer, batch]
-        self.log: list[Acceptance] = []
+        self.contract = _contract_of(name, offer, batch)
+        self.log = log
         self.heed: Callable[[Acceptance], None] = lambda _: None
         self._known: dict[str, tuple[tuple[Acceptance, ...], tuple[Email, ...]]] = {}
 

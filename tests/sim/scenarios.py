@@ -22,6 +22,8 @@ _LATE = Sizes(pauses=(1.0, 70.0, WINDOW_SECONDS - 66_400.0, WINDOW_SECONDS - 16_
 _USUAL = Sizes()
 #: Clocks that are off by no more differ by less than look-ups allow for, however often they are set meanwhile.
 _AGREE_SECONDS = 5.0
+#: What a second provider may offer: pauses that outlast its window are not what it is about.
+_FALLBACKS = (Offer.KEYED, Offer.REFUSING, Offer.SEARCHABLE, Offer.NEITHER)
 _T = TypeVar("_T")
 
 
@@ -69,6 +71,7 @@ def of_seed(seed: int, jobs: int) -> tuple[Scenario, Chance]:
         gated=chance.random() < 0.2,
         points=chance.random() < 0.3,
         batch=chance.choice((None, *BatchKeys)) if offer.keyed else None,
+        fallback=chance.choice(_FALLBACKS) if chance.random() < 0.25 else None,
         events=not offer.keyed and chance.random() < 0.5,
         dated=max(map(abs, skews)) <= _AGREE_SECONDS,
     )
@@ -87,6 +90,9 @@ def _job(chance: random.Random, number: int, offer: Offer) -> Job:
         return Job(f"bulk-{number}", copies=tuple(copies), bulk=3, durable=chance.random() < 0.3, expires=expires)
     emails = chance.choice((None, None, None, None, None, 1, 1, 0, 3))
     durable = chance.random() < 0.15
+    invalid = emails is None and chance.random() < 0.005
+    conflict = emails is None and not durable and len(copies) > 1 and chance.random() < 0.05
+    called_back = emails in {None, 1} and not conflict and chance.random() < 0.03
     choice = chance.choice((InDoubt.RESEND, InDoubt.DROP)) if not offer.keyed and chance.random() < 0.15 else None
     return Job(
         f"job-{number}",
@@ -94,12 +100,14 @@ def _job(chance: random.Random, number: int, offer: Offer) -> Job:
         emails=emails,
         keyed=durable or chance.random() < 0.8,
         choice=choice,
-        invalid=emails is None and chance.random() < 0.005,
-        conflict=emails is None and not durable and len(copies) > 1 and chance.random() < 0.05,
+        invalid=invalid,
+        conflict=conflict,
         unknown_until=100.0 if emails == 1 and chance.random() < 0.1 else 0.0,
         long=chance.choice((1, 3, 9)) if emails is not None and chance.random() < 0.3 else 0,
         durable=durable,
         expires=None if emails == 0 else expires,
+        cancelled=chance.uniform(0.0, chance.choice((100.0, 20_000.0))) if called_back else None,
+        mended=chance.uniform(100.0, 4_000.0) if invalid and not called_back and chance.random() < 0.5 else None,
     )
 
 
@@ -190,6 +198,34 @@ def pairs(scenario: Scenario) -> Iterator[Plan]:
     for plan in singles(scenario):
         yield plan
         yield from singles(scenario, plan)
+
+
+def second_thoughts(offer: Offer) -> Iterator[tuple[Scenario, Plan]]:
+    """What is called back before it is sent, after that, or when it was dropped; what is opened again once mended."""
+    for job in (
+        replace(_PLAIN[0], cancelled=0.0),
+        replace(_PLAIN[0], cancelled=0.5),
+        replace(_BUILT_LONG[0], cancelled=30.0),
+        Job("job-1", durable=True, cancelled=0.5),
+        replace(_PLAIN[0], choice=InDoubt.DROP, cancelled=5_000.0),
+        Job("job-1", invalid=True, mended=300.0),
+    ):
+        scenario = Scenario(offer=offer, jobs=(job,))
+        yield from ((scenario, plan) for plan in singles(scenario))
+
+
+#: What the first provider says when the second one is to have the email.
+_DEFINITE = frozenset({Kind.NOT_SENT, Kind.LIMITED, Kind.GATE, Kind.BUSY})
+
+
+def two_providers(offer: Offer) -> Iterator[tuple[Scenario, Plan]]:
+    """One email that the first provider does not take, and every other fault after that."""
+    for fallback in _FALLBACKS:
+        scenario = Scenario(offer=offer, jobs=_PLAIN, fallback=fallback)
+        for first in singles(scenario):
+            if all(fault.kind in _DEFINITE for fault in first.values()):
+                yield scenario, first
+                yield from ((scenario, plan) for plan in singles(scenario, first))
 
 
 def late_writes(offer: Offer) -> Iterator[tuple[Scenario, Plan]]:

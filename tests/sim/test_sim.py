@@ -14,7 +14,18 @@ from idem.providers.base import BatchKeys
 from tests.fakes import START
 from tests.sim.faults import TRANSITIONS, Fault, Faults, Kind, Plan, Spot
 from tests.sim.provider import WINDOW_SECONDS, Offer
-from tests.sim.scenarios import interleavings, least, of_seed, run, shrink, singles, small, wide
+from tests.sim.scenarios import (
+    interleavings,
+    least,
+    of_seed,
+    run,
+    second_thoughts,
+    shrink,
+    singles,
+    small,
+    two_providers,
+    wide,
+)
 from tests.sim.world import HTTP, LEASE, Job, Scenario, World
 from workers.jobs import email_message
 
@@ -67,6 +78,18 @@ def test_some_pairs_of_faults(offer: Offer) -> None:
                 yield from ((scenario, plan) for plan in chance.sample(second, min(2, len(second))))
 
     assert check(some()) > 200
+
+
+@pytest.mark.parametrize("offer", Offer)
+def test_two_providers(offer: Offer) -> None:
+    """What the first one does not take goes to the second one, whatever that offers, and whatever fails then."""
+    assert check(two_providers(offer)) > 1_000
+
+
+@pytest.mark.parametrize("offer", Offer)
+def test_second_thoughts(offer: Offer) -> None:
+    """What is called back, or opened again, with every single fault."""
+    assert check(second_thoughts(offer)) > 500
 
 
 @pytest.mark.parametrize("offer", Offer)
@@ -142,7 +165,7 @@ def test_how_wrong_a_clock_may_be(behind: float, slow: float, accepted: int) -> 
     letter = world.queue.letters[1]
     punctual, late = world.workers
     punctual.deliver(letter)
-    assert len(world.side.log) == 1, "the first request was accepted before its worker died"
+    assert len(world.log) == 1, "the first request was accepted before its worker died"
     world.scheduler.now = START + WINDOW_SECONDS - MARGIN + behind - 1.0
     late.deliver(letter)
-    assert len(world.side.log) == accepted
+    assert len(world.log) == accepted

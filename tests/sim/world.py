@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from itertools import count
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ from idem import bulk, send
 from idem.bulk import cut, parts_of
 from idem.clock import Deadline
 from idem.email import Email
-from idem.errors import BrokerError, BrokerUnavailable, IdemError, LedgerUnavailable
+from idem.errors import BrokerError, BrokerUnavailable, IdemError, JobError, LedgerUnavailable
 from idem.events import EventNotes
 from idem.gate import Gate
 from idem.keys import provider_key
@@ -43,7 +43,7 @@ from idem.send import Building, Point, Sender
 from idem.stores.memory import MemoryStore
 from tests.fakes import START, Crash
 from tests.sim.faults import Fault, Faults, Kind
-from tests.sim.provider import INVALID, AcceptingSide, Offer, answer, ids_of
+from tests.sim.provider import INVALID, Acceptance, AcceptingSide, Offer, answer, ids_of
 from tests.sim.scheduler import Scheduler
 from workers import actors
 from workers.actors import JobFunction, Performer
@@ -55,6 +55,8 @@ from workers.timing import Timing
 
 LEASE, HTTP, VISIBILITY = 60.0, 20.0, 90.0
 NAMESPACE = "sim"
+#: The providers: the one that is tried first, and the one that is tried after its definite failures.
+FIRST, SECOND = "simulated", "second"
 #: How long events are noted: as long as records are kept.
 KEEP_SECONDS = 90 * 86_400.0
 PATIENCE = Patience.of(lease=LEASE, http_timeout=HTTP, evidence=0.0, visibility=VISIBILITY)
@@ -88,7 +90,8 @@ class Job:
     how many runs of a schedule there are to be. The provider refuses one that is `invalid`, and of several emails the
     one with the number `refused`. One that is `durable` is in the ledger before it is in the queue, which
     may then lose it. `long` is how many thirds of a lease it builds for: so often its claim is renewed. It is too late
-    for a first attempt `expires` seconds after its first message.
+    for a first attempt `expires` seconds after its first message. At `cancelled` seconds somebody calls it back; at
+    `mended` seconds, one that is invalid is opened again if it was rejected, and enqueued without what was wrong.
     """
 
     name: str
@@ -105,6 +108,13 @@ class Job:
     slots: int = 0
     durable: bool = False
     expires: float | None = None
+    cancelled: float | None = None
+    mended: float | None = None
+
+    @property
+    def key(self) -> str:
+        """The key of the job as a whole."""
+        return self.name if self.keyed else f"message-{self.name}"
 
     @property
     def expires_at(self) -> float | None:
@@ -209,12 +219,14 @@ def _changed_at(record: Record) -> float:
 class Call:
     """One attempt, as it looks from outside: what was heard, and whether it was written down by who heard it.
 
-    `started` is by the clock of who made it. `waived`: it does not matter any more, its job rather has it twice.
+    `started` is by the clock of who made it. `waived`: it does not matter any more, as its job rather has it twice, or
+    as look-ups showed none.
     """
 
     key: str
     claim_id: str
     started: float
+    provider: str
     asked: bool = False
     outcome: Outcome | None = None
     #: When the write that began it was first tried, and when an answer was heard: see `Clock.most`.
@@ -514,7 +526,8 @@ class Worker:
         #: By claim id and version: a claim is decided anew, under a new lease, when a record turns out to be there.
         self._tried: dict[tuple[str, int], float] = {}
         self._delivery: tuple[Letter, int, float] | None = None
-        self._store, self._line = _Store(self, world.table), _Line(self, world.side)
+        self._store = _Store(self, world.table)
+        self._lines = {name: _Line(self, side) for name, side in world.sides.items()}
         self.start()
 
     def start(self) -> None:
@@ -530,7 +543,9 @@ class Worker:
         return Ledger(
             self._store,
             policy=world.policy,
-            provider="simulated",
+            provider=FIRST,
+            others=world.policies,
+            fallback=SECOND if SECOND in world.sides else None,
             clock=self.clock,
             new_id=world.new_id,
             jitter=world.jitter,
@@ -540,11 +555,12 @@ class Worker:
     def performer(self) -> Performer:
         """The process's own, with a gate and a sender."""
         world = self.world
-        gate = Gate(self._store, "simulated", clock=self.clock, probe_seconds=2 * HTTP, jitter=world.jitter)
+        gate = Gate(self._store, FIRST, clock=self.clock, probe_seconds=2 * HTTP, jitter=world.jitter)
         heed: dict[str, Any] = {"heed": gate.heed} if world.gated else {}
         sender = Sender(
             self.ledger,
-            self._line,
+            self._lines[FIRST],
+            others=[line for name, line in self._lines.items() if name != FIRST],
             clock=self.clock,
             http_timeout_seconds=HTTP,
             namespace=NAMESPACE,
@@ -569,7 +585,7 @@ class Worker:
         """The process's own."""
         return Reconciler(
             self.ledger,
-            {"simulated": self._line},
+            self._lines,
             clock=self.clock,
             namespace=NAMESPACE,
             patience=PATIENCE,
@@ -794,8 +810,9 @@ def _begins(old: Record, new: Record) -> bool:
 class Scenario:
     """All that a run depends on, its faults apart. `skews` has a machine each; `points` makes crash points steps.
 
-    `batch`: the provider takes several emails in one request. `events`: it tells of what it has accepted. `dated`: its
-    look-up shows what was accepted since an instant, and so not all when a clock is wrong by more than adapters allow.
+    `batch`: the provider takes several emails in one request. `fallback`: what a second provider offers, which has what
+    the first one definitely did not accept. `events`: they tell of what they have accepted. `dated`: a look-up shows
+    what was accepted since an instant, and so not all when a clock is wrong by more than adapters allow.
     """
 
     offer: Offer
@@ -806,6 +823,7 @@ class Scenario:
     points: bool = False
     clerk: bool = True
     batch: BatchKeys | None = None
+    fallback: Offer | None = None
     events: bool = False
     dated: bool = False
 
@@ -819,10 +837,17 @@ class World:
         self.scheduler = Scheduler(START)
         self.gated = scenario.gated
         self.points = scenario.points
-        self.policy = Policy(
-            lease_seconds=LEASE, http_timeout_seconds=HTTP, window_seconds=scenario.offer.window_seconds
-        )
-        self.side = AcceptingSide(scenario.offer, scenario.batch)
+        #: What all providers have accepted, in order.
+        self.log: list[Acceptance] = []
+        self.sides = {FIRST: AcceptingSide(FIRST, scenario.offer, self.log, scenario.batch)}
+        if scenario.fallback is not None:
+            self.sides[SECOND] = AcceptingSide(SECOND, scenario.fallback, self.log)
+        self.policies = {
+            name: Policy(lease_seconds=LEASE, http_timeout_seconds=HTTP, window_seconds=side.offer.window_seconds)
+            for name, side in self.sides.items()
+        }
+        self.policy = self.policies[FIRST]
+        self.searchable = any(side.offer is Offer.SEARCHABLE for side in self.sides.values())
         self.table = Table(self._applied)
         self.queue = Queue(self)
         self.calls: dict[tuple[str, int], Call] = {}
@@ -838,6 +863,10 @@ class World:
         self.missed: set[str] = set()
         self._jobs = {job.name: job for job in scenario.jobs}
         self.durable = {job.name for job in scenario.jobs if job.durable}
+        #: Keys that somebody wants to call back, and of which somebody was told that they are; those opened again.
+        self.called: set[str] = set()
+        self.called_back: set[str] = set()
+        self.mended: set[str] = set()
         self.trace: list[str] = []
         self.keys: dict[str, str] = {}
         #: For how many thirds of a lease the job of a key builds.
@@ -854,7 +883,7 @@ class World:
         self.jitter = self._chance.random
         self._ids = count(1)
         self._built = count(1)
-        self.pause_seconds = _SEARCH_SECONDS if scenario.offer is Offer.SEARCHABLE else _RECONCILE_SECONDS
+        self.pause_seconds = _SEARCH_SECONDS if self.searchable else _RECONCILE_SECONDS
         self._assigning = False
         self._quiet = 0.0
         self._writes_seen = -1
@@ -932,9 +961,22 @@ class World:
     def _announce(self, job: Job) -> None:
         if job.unknown_until:
             self.later(job.unknown_until, lambda: self.functions.update(late=self._build))
-        self.producing += len(job.copies)
         for number, seconds in enumerate(job.copies):
-            self.later(seconds, partial(self._produce, job, number))
+            self._let(seconds, partial(self._produce, job, number))
+        if job.cancelled is not None:
+            self._let(job.cancelled, partial(self._call_back, job))
+        if job.mended is not None:
+            self._let(job.mended, partial(self._mend, job))
+
+    def _let(self, seconds: float, produce: Callable[[], None]) -> None:
+        """Let somebody from outside do something then, which is not over before."""
+
+        def act() -> None:
+            produce()
+            self.producing -= 1
+
+        self.producing += 1
+        self.later(seconds, act)
 
     def _produce(self, job: Job, number: int) -> None:
         message = self._message(job, number)
@@ -942,7 +984,6 @@ class World:
             self._write_down(job, message)
         else:
             self._enqueue(job, message)
-        self.producing -= 1
 
     def _enqueue(self, job: Job, message: Message[None]) -> None:
         """A producer: what it is not sure of, it enqueues again."""
@@ -954,19 +995,43 @@ class World:
                 return
 
     def _write_down(self, job: Job, message: Message[None]) -> None:
-        """A producer that has its job in the ledger first; when it is told of an error, or dies, it begins again."""
-        producer = Worker(self, 0, 0.0)
-        producer.name = job.name
+        """A producer that has its job in the ledger first."""
+        self._insist(job.name, lambda app: app.ask(message, Timing(), durable=True))
+
+    def _call_back(self, job: Job) -> None:
+        """Somebody calls a job back, and is told whether it was too late."""
+        self.called.add(job.key)
+        with suppress(JobError):
+            self._insist(f"{job.name}/cancel", lambda app: app.cancel(job.key))
+            self.called_back.add(job.key)
+
+    def _mend(self, job: Job) -> None:
+        """Somebody opens what was rejected again, if it was by then, and enqueues it as it should have been."""
+
+        def reopen(app: App) -> None:
+            record = app.ledger.read(job.key)
+            if record is not None and record.state is State.REJECTED:
+                self.mended.add(job.key)
+                app.ledger.resolve(record, Resolution.REOPEN, by="by somebody")
+
+        self._insist(f"{job.name}/reopen", reopen)
+        if job.key in self.mended:
+            self._enqueue(job, self._job_message(replace(job, invalid=False), other=False))
+
+    def _insist(self, name: str, act: Callable[[App], None]) -> None:
+        """Somebody who begins again when told of an error, or dead."""
+        process = Worker(self, 0, 0.0)
+        process.name = name
         for _ in range(100):
             try:
-                producer.app.ask(message, Timing(), durable=True)
+                act(process.app)
             except LedgerUnavailable:
-                producer.hold(20.0)
+                process.hold(20.0)
             except Crash:
-                producer.start()
+                process.start()
             else:
                 return
-        raise Violation(f"L0 {job.name}: its producer could not write it down")
+        raise Violation(f"L0 {name}: the ledger never answered")
 
     def _message(self, job: Job, number: int) -> Message[None]:
         """A copy of what asks for a job; the second one of a conflict is about another email."""
@@ -995,10 +1060,9 @@ class World:
             message.kwargs if job.keyed else {name: value for name, value in message.kwargs.items() if name != "key"}
         )
         message_id = f"message-{job.name}"
-        own = job.name if job.keyed else message_id
         members = [f"/{n}" for n in range(1, job.emails + 1)] if job.emails is not None and job.emails > 1 else [""]
-        self._ask({f"{job.name}{member}": f"{own}{member}" for member in members})
-        self.long[own] = job.long
+        self._ask({f"{job.name}{member}": f"{job.key}{member}" for member in members})
+        self.long[job.key] = job.long
         return changed(message, kwargs=kwargs, message_id=message_id, message_timestamp=self._timestamp())
 
     def _timestamp(self) -> int:
@@ -1060,18 +1124,19 @@ class World:
         return self._quiet > _QUIET_SECONDS
 
     def _rests(self, record: Record) -> bool:
-        hopeful = self.scenario.offer is Offer.SEARCHABLE or record.in_doubt in {InDoubt.RESEND, InDoubt.DROP}
+        searchable = self.sides[record.provider].offer is Offer.SEARCHABLE
+        hopeful = searchable or record.in_doubt in {InDoubt.RESEND, InDoubt.DROP}
         return record.ended and not (record.state is State.IN_DOUBT and hopeful)
 
     # What is looked at while it happens.
 
     def _applied(self, old: Record | None, new: Record) -> None:
-        if old is not None and old.state in _FINAL and new.state is not old.state:
+        if old is not None and old.state in _FINAL and new.state is not old.state and not self._is_mended(old):
             raise Violation(f"L0 {new.key}: {old.state} became {new.state}")
         if new.state is State.SENDING:
             name = attempt_of(new)
             if name not in self.calls:
-                call = self.calls[name] = Call(new.key, new.claim_id, new.updated_at)
+                call = self.calls[name] = Call(new.key, new.claim_id, new.updated_at, new.provider)
                 self.attempts[new.key].append(call)
                 self.derived[provider_key(NAMESPACE, new.key, new.generation)] = new.key, new.generation
         elif old is not None and old.state is State.SENDING and new.claim_id == old.claim_id:
@@ -1081,11 +1146,14 @@ class World:
         if old is not None and len(new.evidence) > len(old.evidence):
             self._noted(new.key, new.evidence[-1])
 
+    def _is_mended(self, record: Record) -> bool:
+        return record.state is State.REJECTED and record.key in self.mended
+
     def _noted(self, key: str, evidence: Evidence) -> None:
-        """An acceptance that a lost claim has brought, or the choice to send again."""
+        """An acceptance that a lost claim has brought, the choice to send again, or that it is known not to be sent."""
         for call in self.attempts[key]:
             call.recorded |= evidence.kind == ACCEPTANCE and evidence.claim_id == call.claim_id
-            call.waived |= evidence.kind == Resolution.RESEND
+            call.waived |= evidence.kind in {Resolution.RESEND, Resolution.NOT_SENT}
 
     def check_answered(self, call: Call) -> None:
         """A ledger that answers is told of the attempt by who made it, unless somebody else has taken over."""
@@ -1127,8 +1195,9 @@ def _once(function: Callable[..., _T]) -> Callable[..., _T]:
 
 
 def _is_reopened(record: Record) -> bool:
-    """Whether it had ended, in doubt, and goes on by a message of a reconciler: an acknowledgement may come late."""
-    return any(item.kind in {Resolution.NOT_SENT, Resolution.RESEND} for item in record.evidence)
+    """Whether it had ended, and goes on by another message: an acknowledgement of the former one may come late."""
+    return any(item.kind in _REOPENS for item in record.evidence)
 
 
+_REOPENS = {Resolution.NOT_SENT, Resolution.RESEND, Resolution.REOPEN}
 _FINAL = {State.SENT, State.REJECTED, State.SPLIT}
