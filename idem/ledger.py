@@ -237,8 +237,9 @@ class Ledger:
         )
 
         def judge(known: Record | None, now: float) -> Record | None:
-            judged = known is not None and (known.claim_id, known.state) == (record.claim_id, record.state)
-            return decide(known, now=now) if known is not None and judged else None
+            if known is None or (known.claim_id, known.state) != (record.claim_id, record.state):
+                return None
+            return decide(known, now=now)
 
         return self._decide(record, judge)
 
