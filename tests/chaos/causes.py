@@ -50,9 +50,9 @@ class Causes:
         self._by_id = {one["id"]: str(one["fault"]) for one in struck if one["id"] is not None}
         #: Of a request that was not accepted, a provider without keys notes nothing that would name its email.
         self._nameless = [(_instant(one["at"]), str(one["fault"])) for one in struck if one["id"] is None]
-        self._ids: dict[str, list[str]] = defaultdict(list)
+        self._accepted: dict[str, list[tuple[float, str]]] = defaultdict(list)
         for entry in accepted:
-            self._ids[entry["subject"]].append(entry["id"])
+            self._accepted[entry["subject"]].append((_instant(entry["at"]), entry["id"]))
 
     def of(self, lane: str, subject: str, record: Record) -> str | None:
         """What made the record's last attempt end in doubt; None if nothing did."""
@@ -63,7 +63,7 @@ class Causes:
             return self._incident(lane, attempt)
         if attempt.ended_at >= attempt.started_at + self._timeout_seconds:
             return "no answer in time"
-        return self._fault(self._ids.get(subject, ()), attempt.started_at, attempt.ended_at)
+        return self._fault(self._accepted.get(subject, ()), record.attempts, attempt.started_at, attempt.ended_at)
 
     def _incident(self, lane: str, attempt: Attempt) -> str | None:
         """Of an attempt that nobody could settle while its lease went on."""
@@ -71,11 +71,13 @@ class Causes:
         befell = (one for one in self._incidents if one.lane in {None, lane} and _meet(one, since, until))
         return next((one.what for one in befell), None)
 
-    def _fault(self, ids: Sequence[str], since: float, until: float) -> str | None:
-        """Of an attempt that was settled by the worker that made it."""
-        if ids:
-            return next((self._by_id[each] for each in ids if each in self._by_id), None)
-        return next((fault for at, fault in self._nameless if since - _SLACK_SECONDS <= at <= until), None)
+    def _fault(self, accepted: Sequence[tuple[float, str]], attempts: int, since: float, until: float) -> str | None:
+        """Of the last attempt, settled by the worker that made it. What was accepted before is an earlier one's."""
+        since -= _SLACK_SECONDS
+        struck = next((self._by_id[entry] for at, entry in accepted if at >= since and entry in self._by_id), None)
+        if struck is not None or len(accepted) >= attempts:
+            return struck
+        return next((fault for at, fault in self._nameless if since <= at <= until), None)
 
 
 def _meet(incident: Incident, since: float, until: float) -> bool:

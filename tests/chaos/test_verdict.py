@@ -26,18 +26,24 @@ _OPEN = replace(_UNKNOWN, ended_at=None, outcome=None)
 
 
 def _request(fault: str | None, entry_id: str | None = "id-1", at: float = _AT + 0.1) -> dict[str, Any]:
-    return {"fault": fault, "id": entry_id, "at": datetime.fromtimestamp(at, UTC).isoformat()}
+    return {"fault": fault, "id": entry_id, "at": _instant(at)}
 
 
-def _judge(attempt: Attempt, *, accepted: int, request: dict[str, Any], incident: Incident | None = None) -> str | None:
+def _instant(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat()
+
+
+def _judge(
+    *attempts: Attempt, accepted: int, request: dict[str, Any], incident: Incident | None = None, at: float = _AT + 0.1
+) -> str | None:
     causes = Causes(
-        accepted=[{"subject": "keyless-1", "id": "id-1"}] * accepted,
+        accepted=[{"subject": "keyless-1", "id": "id-1", "at": _instant(at)}] * accepted,
         requests=[request],
         incidents=[] if incident is None else [incident],
         lease_seconds=2.0,
         timeout_seconds=0.8,
     )
-    record = replace(make_record("keyless-1"), state=State.IN_DOUBT, history=(attempt,))
+    record = make_record("keyless-1", state=State.IN_DOUBT, history=attempts, attempts=len(attempts))
     problem = count(LaneFigures(), _EFFECT, accepted, record, causes)
     return None if problem is None else problem[0]
 
@@ -61,6 +67,16 @@ def test_a_fault_of_its_own_request_is_a_cause() -> None:
     assert _judge(_UNKNOWN, accepted=1, request=_request("accept_then_drop")) is None
     assert _judge(_UNKNOWN, accepted=0, request=_request("drop", None)) is None
     assert _judge(_UNKNOWN, accepted=0, request=_request("drop", None, _AT + 5)) == "in doubt without a cause"
+
+
+def test_what_befell_an_earlier_attempt_is_no_cause() -> None:
+    """One that was sent again by choice: accepted the first time; the second time, its request was dropped."""
+    earlier = replace(_OPEN, started_at=_AT - 5)
+
+    assert _judge(earlier, _UNKNOWN, accepted=1, at=_AT - 4, request=_request("drop", None)) is None
+    # Its worker was struck that time, and not this time.
+    struck = _request("accept_then_drop", at=_AT - 4)
+    assert _judge(earlier, _UNKNOWN, accepted=1, at=_AT - 4, request=struck) == "in doubt without a cause"
 
 
 def test_so_is_an_answer_that_comes_too_late() -> None:
