@@ -58,8 +58,10 @@ def problems(world: World) -> Iterator[str]:
         subjects = {job.subject(name), name} if key in world.mended else {job.subject(name)}
         yield from _of_email(world, job, key, record, [one for subject in subjects for one in log[subject]])
     yield from _of_rest(world)
-    yield from _of_doubt(world)
-    yield from _of_time(world)
+    unknown = _unknown_keys(world)
+    doubted = _doubted_keys(world, unknown)
+    yield from _of_doubt(world, unknown, doubted)
+    yield from _of_time(world, doubted)
     for subject, ids in log.items():
         if len(ids) > 1 and subject.removeprefix(f"{INVALID} ") not in world.keys:
             yield f"D0 {subject}: accepted {len(ids)} times"
@@ -179,9 +181,9 @@ def _may_give_up(world: World, record: Record) -> bool:
     return refused or record.updated_at - begun >= world.policy.give_up_seconds
 
 
-def _of_doubt(world: World) -> Iterator[str]:
+def _of_doubt(world: World, unknown: set[str], doubted: set[str]) -> Iterator[str]:
     """What the ledger has in doubt, against what is: the same keys."""
-    told, unknown, doubted = _told(world), _unknown_keys(world), doubted_keys(world)
+    told = _told(world)
     in_doubt = {record.key: record for record in world.table.records() if record.state is State.IN_DOUBT}
     for key, record in in_doubt.items():
         if key in told:
@@ -195,13 +197,13 @@ def _of_doubt(world: World) -> Iterator[str]:
         yield f"Q {key}: {found and found.state}, although nobody knows what became of an attempt"
 
 
-def doubted_keys(world: World) -> set[str]:
-    """The keys that have to be in doubt for who looks from outside: nobody knows, and nobody can find out any more.
+def _doubted_keys(world: World, unknown: set[str]) -> set[str]:
+    """Of those, the keys that have to be in doubt for who looks from outside: nobody can find out any more.
 
     What is taken from the ledger is which writes there were and when, as nothing else tells whether who heard an answer
     wrote it down, that a key was sent again by choice, and when nobody would send again; never what they made of a key.
     """
-    return {key for key in _unknown_keys(world) if not _may_replay(world, key)}
+    return {key for key in unknown if not _may_replay(world, key)}
 
 
 def _unknown_keys(world: World) -> set[str]:
@@ -251,11 +253,10 @@ def _is_proved(call: Call) -> bool:
     return call.recorded and isinstance(call.outcome, Accepted)
 
 
-def _of_time(world: World) -> Iterator[str]:
+def _of_time(world: World, unsettled: set[str]) -> Iterator[str]:
     """Everything ends within what the faults and what they lead to can take."""
     jobs = {job.name: job for job in world.scenario.jobs}
     enough = {job.name: seconds for job, seconds in _enough_seconds(world)}
-    unsettled = doubted_keys(world)
     window = max(side.offer.window_seconds or 0.0 for side in world.sides.values())
     for name, key in world.keys.items():
         job = jobs[_job_of(name)]
@@ -300,7 +301,7 @@ def tally(world: World) -> Tally:
     found = {name: _record_of(world, jobs[_job_of(name)], key) for name, key in world.keys.items()}
     records = {name: record for name, record in found.items() if record is not None}
     in_doubt = {name for name, record in records.items() if record.state is State.IN_DOUBT}
-    doubted = doubted_keys(world)
+    doubted = _doubted_keys(world, _unknown_keys(world))
     return Tally(
         jobs=len(world.scenario.jobs),
         emails=len(world.keys),
