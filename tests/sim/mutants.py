@@ -484,7 +484,13 @@ _TIERS: Mapping[str, Callable[[], Iterator[tuple[Scenario, Plan | None]]]] = {
     "two providers": partial(_of_each_offer, two_providers),
     "late writes of a durable list": partial(_of_each_offer, late_writes),
 }
-_SLOW = {"single faults of lists, slots and events", "pairs of faults", "late writes of a durable list"}
+_SLOW = {
+    "single faults of lists, slots and events",
+    "pairs of faults",
+    "called back, or opened again",
+    "two providers",
+    "late writes of a durable list",
+}
 
 
 #: Who is to be asked first about bugs that the quicker tiers do not see.

@@ -476,7 +476,10 @@ class Queue:
 
     def _due(self, letter: Letter, seconds: float) -> None:
         letter.in_flight = False
-        self._world.later(seconds, lambda: self._make_ready(letter))
+        if seconds > 0:
+            self._world.later(seconds, lambda: self._make_ready(letter))
+        else:
+            self._make_ready(letter)
 
     def _make_ready(self, letter: Letter) -> None:
         self._ready.append(letter)
