@@ -146,7 +146,7 @@ _OTHER_RATE = 0.2
 
 #: How many faults a name meets, if it lives to: three, and one name in so many some more.
 _USUAL_QUOTA, _LARGE_QUOTA = 3, 12
-_ONE_IN = 20
+_ONE_IN = 30
 
 
 class Chance(Faults):

@@ -264,7 +264,9 @@ def _of_time(world: World, unsettled: set[str]) -> Iterator[str]:
         if record is None or record.key not in world.ended:
             continue
         took = world.ended[record.key] - world.asked[name]
-        late = world.scenario.offer is Offer.KEYED_LATE or record.key in unsettled
+        # What is in doubt, or was until its job gave it up, may have been tried for as long as its key was known.
+        doubted = record.key in unsettled or record.state is State.DROPPED
+        late = world.scenario.offer is Offer.KEYED_LATE or doubted
         most = enough[job.name] + (window if late else 0.0)
         if took > most:
             yield f"L0 {key}: ended after {took:,.0f} s, and {most:,.0f} s are enough"

@@ -72,7 +72,7 @@ def of_seed(seed: int, jobs: int) -> tuple[Scenario, Chance]:
         points=chance.random() < 0.3,
         batch=chance.choice((None, *BatchKeys)) if offer.keyed else None,
         fallback=chance.choice(_FALLBACKS) if chance.random() < 0.25 else None,
-        events=not offer.keyed and chance.random() < 0.5,
+        events=not offer.keyed and chance.random() < 0.3,
         dated=max(map(abs, skews)) <= _AGREE_SECONDS,
     )
     if scenario.batch is not BatchKeys.REQUEST:
@@ -83,7 +83,7 @@ def of_seed(seed: int, jobs: int) -> tuple[Scenario, Chance]:
 def _job(chance: random.Random, number: int, offer: Offer) -> Job:
     begins = round(chance.uniform(0, 40), 3)
     copies = [begins, *(begins + chance.choice((0.0, 0.5, 30.0, 200.0)) for _ in range(chance.choice((0, 0, 0, 1, 2))))]
-    if number % 25 == 0:
+    if number % 50 == 0:
         return Job(f"slots-{number}", copies=(), slots=1)
     expires = chance.choice((60.0, 3_600.0)) if chance.random() < 0.05 else None
     if chance.random() < 0.05:

@@ -450,9 +450,10 @@ class Queue:
 
     def end(self, letter: Letter, receipt: int, disposition: Disposition) -> None:
         """What a worker says about its delivery; about one that is another worker's by now, only that it is done."""
+        # Also about one that is gone already: what is lost now must not be another one.
+        self._touched = letter.number
         if letter.number not in self.letters:
             return
-        self._touched = letter.number
         match disposition:
             case Acknowledge():
                 self._world.check_acknowledged(letter)
