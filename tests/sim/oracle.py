@@ -15,7 +15,7 @@ from tests.sim.faults import Kind
 from tests.sim.provider import INVALID, Offer
 from tests.sim.world import LEASE, VISIBILITY, Call, Job, World
 
-#: When a reconciler believes at the latest that the queue has lost the message of a durable job.
+#: When a reconciler believes at the latest that the queue has lost the message of a durable job, or never had it.
 _LONGEST_ASKED_SECONDS = 64 * MAX_DELAY_SECONDS
 
 
@@ -285,7 +285,7 @@ def _enough_seconds(world: World) -> Iterator[tuple[Job, float]]:
     """
     faults = world.faults.done
     met = Counter(_job_of(spot.name) for spot in faults)
-    vanished = {_job_of(spot.name) for spot, fault in faults.items() if fault.kind is Kind.VANISHED}
+    unqueued = {_job_of(spot.name) for spot, fault in faults.items() if fault.kind in {Kind.VANISHED, Kind.BEFORE}}
     spent = sum(abs(fault.size) for fault in faults.values())
     # A reconciler goes on with it, unless it meets a fault itself.
     others = met.total() - sum(met[job.name] for job in world.scenario.jobs)
@@ -294,7 +294,7 @@ def _enough_seconds(world: World) -> Iterator[tuple[Job, float]]:
         each = MAX_DELAY_SECONDS + VISIBILITY + 2 * LEASE + job.long * LEASE / 3 + world.spread_seconds
         waits = job.durable or job.choice is not None or world.searchable
         enough = spent + job.unknown_until + (1 + met[job.name]) * each + (reconciled if waits else 0.0)
-        yield job, enough + (_LONGEST_ASKED_SECONDS if job.name in vanished else 0.0)
+        yield job, enough + (_LONGEST_ASKED_SECONDS if job.durable and job.name in unqueued else 0.0)
 
 
 def tally(world: World) -> Tally:
