@@ -379,7 +379,8 @@ class Resolution(StrEnum):
     """The cause of a rejection is mended: send it under the next generation of the provider's key (rule 9)."""
 
 
-_RESOLUTIONS: Final = frozenset(resolution.value for resolution in Resolution)
+#: What is said about a key from outside a claim, an acceptance apart.
+_WORDS: Final = frozenset({_CANCEL, *(resolution.value for resolution in Resolution)})
 
 #: Where a resolution is allowed, and what it makes of the record. UNSURE_CLOSED is IN_DOUBT that nobody has written.
 RESOLVE: Final[Mapping[tuple[Standing, Resolution], State]] = {
@@ -833,8 +834,11 @@ def _doubt_of(record: Record, unsure_since: float | None, now: float, policy: Po
 
 def _is_waived(record: Record) -> bool:
     """Whether the last word on earlier attempts was that it may rather arrive twice than never."""
-    kinds = (item.kind for item in reversed(record.evidence) if item.kind in _RESOLUTIONS)
-    return next(kinds, None) == Resolution.RESEND
+    return _last_word(record) == Resolution.RESEND
+
+
+def _last_word(record: Record) -> str | None:
+    return next((item.kind for item in reversed(record.evidence) if item.kind in _WORDS), None)
 
 
 def _close_attempt(record: Record, outcome: Outcome, now: float) -> tuple[Attempt, ...]:
@@ -918,8 +922,7 @@ def cancel(  # noqa: PLR0913 - as above
 
 def is_called_back(record: Record) -> bool:
     """Whether it ended as somebody called it back. What was dropped in doubt was not: it may have been accepted."""
-    words = (item.kind for item in reversed(record.evidence) if item.kind == _CANCEL or item.kind in _RESOLUTIONS)
-    return record.state in {State.CANCELLED, State.DROPPED} and next(words, None) == _CANCEL
+    return record.state in {State.CANCELLED, State.DROPPED} and _last_word(record) == _CANCEL
 
 
 def note(record: Record, evidence: Evidence, *, now: float) -> Record:
